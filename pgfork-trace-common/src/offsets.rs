@@ -1,0 +1,106 @@
+//! Offsets of kernel struct fields, resolved at start from the kernel's BTF.
+
+/// Stands for a field that this kernel does not have; it is never read.
+pub const ABSENT: u32 = u32::MAX;
+
+macro_rules! offsets {
+    ($($(#[doc = $doc:literal])* $name:ident: $structure:literal, $path:literal;)*) => {
+        /// Byte offsets, one per field; [`ABSENT`] when the kernel lacks it.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Offsets { $($(#[doc = $doc])* pub $name: u32,)* }
+
+        /// `(struct, field path)` of each member of [`Offsets`], in order. A path
+        /// goes into nested structs by name; anonymous members are looked through.
+        pub const OFFSET_FIELDS: &[(&str, &str)] = &[$(($structure, $path),)*];
+
+        impl Offsets {
+            /// No field known.
+            pub const NONE: Self = Self { $($name: ABSENT,)* };
+        }
+    };
+}
+
+offsets! {
+    /// `task_struct.signal`
+    task_signal: "task_struct", "signal";
+    /// `task_struct.real_cred`
+    task_real_cred: "task_struct", "real_cred";
+    /// `task_struct.cgroups`
+    task_cgroups: "task_struct", "cgroups";
+    /// `task_struct.nsproxy`
+    task_nsproxy: "task_struct", "nsproxy";
+    /// `task_struct.mm`
+    task_mm: "task_struct", "mm";
+    /// `task_struct.policy`
+    task_policy: "task_struct", "policy";
+    /// `task_struct.seccomp.mode`
+    task_seccomp_mode: "task_struct", "seccomp.mode";
+    /// `task_struct.thread.fsbase` (x86)
+    task_fsbase: "task_struct", "thread.fsbase";
+    /// `signal_struct.rlim`
+    signal_rlim: "signal_struct", "rlim";
+    /// `cred.uid`
+    cred_uid: "cred", "uid";
+    /// `cred.cap_effective`
+    cred_cap_effective: "cred", "cap_effective";
+    /// `cred.user`
+    cred_user: "cred", "user";
+    /// `cred.user_ns`
+    cred_user_ns: "cred", "user_ns";
+    /// `cred.ucounts` (5.14 and later)
+    cred_ucounts: "cred", "ucounts";
+    /// `user_struct.processes` (before 5.14)
+    user_processes: "user_struct", "processes";
+    /// `ucounts.rlimit` (6.1 and later)
+    ucounts_rlimit: "ucounts", "rlimit";
+    /// `ucounts.ns`
+    ucounts_ns: "ucounts", "ns";
+    /// `user_namespace.ucounts`
+    userns_ucounts: "user_namespace", "ucounts";
+    /// `user_namespace.rlimit_max` (6.1 and later)
+    userns_rlimit_max: "user_namespace", "rlimit_max";
+    /// `user_namespace.ns.inum`
+    userns_inum: "user_namespace", "ns.inum";
+    /// `css_set.subsys`
+    cset_subsys: "css_set", "subsys";
+    /// `cgroup_subsys_state.cgroup`
+    css_cgroup: "cgroup_subsys_state", "cgroup";
+    /// `cgroup_subsys_state.parent`
+    css_parent: "cgroup_subsys_state", "parent";
+    /// `cgroup.kn`
+    cgroup_kn: "cgroup", "kn";
+    /// `kernfs_node.id`
+    kn_id: "kernfs_node", "id";
+    /// `pids_cgroup.css`
+    pids_css: "pids_cgroup", "css";
+    /// `pids_cgroup.counter`
+    pids_counter: "pids_cgroup", "counter";
+    /// `pids_cgroup.limit` (an atomic64_t before 6.1's int64_t; same eight bytes)
+    pids_limit: "pids_cgroup", "limit";
+    /// `mm_struct.total_vm`
+    mm_total_vm: "mm_struct", "total_vm";
+    /// `mm_struct.data_vm`
+    mm_data_vm: "mm_struct", "data_vm";
+    /// `mm_struct.stack_vm`
+    mm_stack_vm: "mm_struct", "stack_vm";
+    /// `nsproxy.pid_ns_for_children`
+    nsproxy_pid_ns: "nsproxy", "pid_ns_for_children";
+    /// `pid_namespace.pid_allocated`
+    pidns_allocated: "pid_namespace", "pid_allocated";
+    /// `pid_namespace.level`
+    pidns_level: "pid_namespace", "level";
+    /// `pid_namespace.ns.inum`
+    pidns_inum: "pid_namespace", "ns.inum";
+    /// `pid_namespace.pid_max` (6.18 and later)
+    pidns_pid_max: "pid_namespace", "pid_max";
+    /// `percpu_counter.count`
+    percpu_count: "percpu_counter", "count";
+    /// `kernel_clone_args.flags`
+    clone_args_flags: "kernel_clone_args", "flags";
+}
+
+/// Number of fields in [`Offsets`].
+pub const OFFSET_COUNT: usize = OFFSET_FIELDS.len();
+
+const _: () = assert!(size_of::<Offsets>() == 4 * OFFSET_COUNT);

@@ -1,0 +1,211 @@
+//! The life of an attempt: begin, note a failing check, end, emit.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use aya_ebpf::{
+    bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    macros::map,
+    maps::{Array, HashMap, RingBuf},
+};
+use pgfork_trace_common::{
+    Attempt, Check, Failed, HISTOGRAM_BUCKETS, MAX_TRAIL, MAX_WATCHED, RefusalKey, Totals,
+    Watched, bucket_of, record, valid,
+};
+
+/// Processes to follow, by process id in the initial pid namespace.
+#[map]
+static WATCHED: HashMap<u32, Watched> = HashMap::with_max_entries(MAX_WATCHED, 0);
+/// Open attempts by thread id.
+#[map]
+static ATTEMPTS: HashMap<u32, Attempt> = HashMap::with_max_entries(256, 0);
+/// Exact totals by process id.
+#[map]
+static TOTALS: HashMap<u32, Totals> = HashMap::with_max_entries(MAX_WATCHED, 0);
+/// Exact counts of refusals by what was seen.
+#[map]
+static REFUSALS: HashMap<RefusalKey, u64> = HashMap::with_max_entries(1024, 0);
+/// A zeroed attempt to begin from: it would not fit on the stack.
+#[map]
+static BLANK: Array<Attempt> = Array::with_max_entries(1, 0);
+/// Records to user space.
+#[map]
+pub static RECORDS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// Number of open attempts on the host. Almost always 0: probes on shared
+/// paths then return after one load.
+static OPEN: AtomicU64 = AtomicU64::new(0);
+
+/// Process and thread id of the current task in the initial pid namespace.
+#[inline(always)]
+pub fn ids() -> (u32, u32) {
+    let both = bpf_get_current_pid_tgid();
+    ((both >> 32) as u32, both as u32)
+}
+
+/// What is known of the current process, if it is watched.
+#[inline(always)]
+pub fn watched(tgid: u32) -> Option<Watched> {
+    // SAFETY: the entry is copied at once; it is written only by user space, whole.
+    unsafe { WATCHED.get(&tgid) }.copied()
+}
+
+#[inline(always)]
+fn totals(tgid: u32) -> Option<&'static mut Totals> {
+    // SAFETY: map values outlive the program; concurrent threads of one process
+    // may race on plain counters, so they are changed by atomic additions only.
+    TOTALS.get_ptr_mut(&tgid).map(|totals| unsafe { &mut *totals })
+}
+
+#[inline(always)]
+fn add(counter: &mut u64) {
+    // SAFETY: a valid, aligned u64 in a map value.
+    unsafe { AtomicU64::from_ptr(counter) }.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The open attempt of the current thread.
+#[inline(always)]
+pub fn open() -> Option<&'static mut Attempt> {
+    if OPEN.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    let (_, tid) = ids();
+    // SAFETY: only the thread that owns the attempt reaches its entry.
+    ATTEMPTS.get_ptr_mut(&tid).map(|attempt| unsafe { &mut *attempt })
+}
+
+/// Opens an attempt for the current thread, if its process is watched.
+#[inline(always)]
+pub fn begin(source: u32, clone_flags: u64) {
+    let (tgid, tid) = ids();
+    if watched(tgid).is_none() {
+        return;
+    }
+    let Some(blank) = BLANK.get(0) else { return };
+    // A leftover of this thread (its return was missed) is replaced, not counted twice.
+    if ATTEMPTS.insert(&tid, blank, BPF_NOEXIST as u64).is_ok() {
+        OPEN.fetch_add(1, Ordering::Relaxed);
+    } else if ATTEMPTS.insert(&tid, blank, 0).is_err() {
+        if let Some(totals) = totals(tgid) {
+            add(&mut totals.untracked);
+        }
+        return;
+    }
+    let Some(attempt) = open() else { return };
+    attempt.kind = record::REFUSAL;
+    attempt.source = source;
+    attempt.tgid = tgid;
+    attempt.tid = tid;
+    attempt.clone_flags = clone_flags;
+    attempt.stages = Check::KernelClone.bit();
+    // SAFETY: the helper has no preconditions.
+    attempt.start_ns = unsafe { bpf_ktime_get_ns() };
+}
+
+/// Keeps the arguments of a call until its kretprobe.
+#[inline(always)]
+pub fn stash(arguments: [u64; 3]) {
+    if let Some(attempt) = open() {
+        attempt.stash = arguments;
+    }
+}
+
+/// Appends a failing check to the trail.
+#[inline(always)]
+pub fn note(attempt: &mut Attempt, check: Check, ret: i32) {
+    let length = attempt.trail_len as usize;
+    if length < MAX_TRAIL {
+        attempt.trail[length] = Failed {
+            check: check as u32,
+            ret,
+        };
+        attempt.trail_len += 1;
+    } else {
+        attempt.trail_lost += 1;
+    }
+}
+
+/// Closes the attempt of the current thread. A refusal is counted and sent;
+/// `evidence` reads the state at its end.
+///
+/// -512 to -516 are the kernel's own "restart the system call" results
+/// (include/linux/errno.h); `copy_process` returns -513 when a signal is
+/// pending, and user space never sees it.
+#[inline(always)]
+pub fn end(ret: Option<i32>, failed: bool, evidence: impl FnOnce(&mut Attempt)) {
+    let Some(attempt) = open() else { return };
+    let tid = attempt.tid;
+    if let Some(totals) = totals(attempt.tgid) {
+        // SAFETY: the helper has no preconditions.
+        attempt.end_ns = unsafe { bpf_ktime_get_ns() };
+        if !failed {
+            add(&mut totals.forks);
+            let bucket = bucket_of(attempt.end_ns - attempt.start_ns) as usize;
+            if bucket < HISTOGRAM_BUCKETS {
+                add(&mut totals.histogram[bucket]);
+            }
+        } else if matches!(ret, Some(-516..=-512)) {
+            add(&mut totals.restarted);
+        } else {
+            add(&mut totals.refused);
+            if let Some(ret) = ret {
+                attempt.ret = ret;
+                attempt.valid |= valid::RET;
+            }
+            evidence(attempt);
+            emit(attempt, totals);
+        }
+    }
+    let _ = ATTEMPTS.remove(&tid);
+    OPEN.fetch_sub(1, Ordering::Relaxed);
+}
+
+#[inline(always)]
+fn emit(attempt: &mut Attempt, totals: &mut Totals) {
+    if let Ok(comm) = bpf_get_current_comm() {
+        attempt.comm = comm;
+    }
+    attempt.lost_before = totals.lost;
+    count(attempt);
+    if RECORDS.output::<Attempt>(&*attempt, BPF_RB_FORCE_WAKEUP as u64).is_err() {
+        add(&mut totals.lost);
+    }
+}
+
+/// Counts the refusal by what was seen of it, whether or not its record gets through.
+#[inline(always)]
+fn count(attempt: &Attempt) {
+    let key = RefusalKey {
+        tgid: attempt.tgid,
+        ret: attempt.ret,
+        check: if attempt.trail_len > 0 {
+            attempt.trail[0].check
+        } else {
+            u32::MAX
+        },
+        stage: highest_bit(attempt.stages),
+    };
+    if let Some(count) = REFUSALS.get_ptr_mut(&key) {
+        // SAFETY: map values outlive the program; changed atomically.
+        add(unsafe { &mut *count });
+    } else if REFUSALS.insert(&key, &1, BPF_NOEXIST as u64).is_err()
+        && let Some(count) = REFUSALS.get_ptr_mut(&key)
+    {
+        // Another thread was first.
+        // SAFETY: as above.
+        add(unsafe { &mut *count });
+    }
+}
+
+#[inline(always)]
+fn highest_bit(bits: u64) -> u32 {
+    let mut highest = 0;
+    let mut number = 1;
+    while number < pgfork_trace_common::CHECK_COUNT as u32 {
+        if bits >> number & 1 == 1 {
+            highest = number;
+        }
+        number += 1;
+    }
+    highest
+}

@@ -1,0 +1,47 @@
+//! `__vm_enough_memory` refused.
+
+use pgfork_trace_common::{Attempt, Check, Overcommit, valid};
+
+use crate::{
+    attempt,
+    checks::stages::note_result,
+    kernel::{self, offset, read_at},
+};
+
+/// Notes a refusing call with its arguments (mm, pages, `cap_sys_admin`).
+#[inline(always)]
+pub fn refused(ret: i32, mm: u64, pages: u64, cap_sys_admin: i32) {
+    if let Some(attempt) = attempt::open() {
+        record(attempt, ret, mm, pages, cap_sys_admin);
+    }
+}
+
+/// The same with the arguments that the kprobe kept.
+#[inline(always)]
+pub fn refused_stashed(ret: i32) {
+    if let Some(attempt) = attempt::open() {
+        let [mm, pages, cap_sys_admin] = attempt.stash;
+        record(attempt, ret, mm, pages, cap_sys_admin as i32);
+    }
+}
+
+#[inline(always)]
+fn record(attempt: &mut Attempt, ret: i32, mm: u64, pages: u64, cap_sys_admin: i32) {
+    let mode = kernel::overcommit_mode();
+    let committed = kernel::committed_pages();
+    attempt.overcommit = Overcommit {
+        pages: pages as i64,
+        total_vm_pages: read_at(mm, offset!(mm_total_vm)).unwrap_or(0),
+        committed_pages: committed.unwrap_or(0),
+        cap_sys_admin,
+        mode: mode.unwrap_or(0),
+    };
+    attempt.valid |= valid::OVERCOMMIT_CALL;
+    if committed.is_some() {
+        attempt.valid |= valid::COMMITTED;
+    }
+    if mode.is_some() {
+        attempt.valid |= valid::OVERCOMMIT_MODE;
+    }
+    note_result(attempt, Check::VmEnoughMemory, Some(ret));
+}

@@ -1,0 +1,2 @@
+//! pgfork-trace.
+fn main() {}

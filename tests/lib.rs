@@ -1,0 +1,1 @@
+//! Command-line and end-to-end tests of `pgfork-trace`.
