@@ -1,1 +1,3 @@
 //! Why the kernel refused a fork.
+pub mod host;
+pub mod postgres;

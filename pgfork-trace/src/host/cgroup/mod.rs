@@ -1,0 +1,188 @@
+//! Control groups: where a process is, and what every level above it allows.
+//!
+//! Works on v1 (a hierarchy per controller), v2 (one for all) and hybrids of both. A controller is
+//! in exactly one hierarchy.
+
+mod chain;
+mod level;
+mod names;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use super::read::{self, ReadError};
+use super::{Pid, Root};
+
+pub use chain::{Chain, Reach, chain, resolve_id};
+pub use level::{Level, MemoryFacts, PidsFacts};
+pub use names::{ContainerRef, Manager, Runtime, UnitKind, UnitRef, container_of, unit_of};
+
+/// The controllers that can refuse a fork.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Controller {
+    /// Counts tasks.
+    Pids,
+    /// Counts memory.
+    Memory,
+}
+
+impl Controller {
+    /// The kernel's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pids => "pids",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// Which interface a hierarchy has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// One hierarchy per controller or group of controllers.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// One line of `/proc/PID/cgroup`: the process's cgroup in one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// Which interface; v2 is hierarchy 0.
+    pub version: Version,
+    /// Controllers, or one `name=...`, of a v1 hierarchy; empty for v2.
+    pub controllers: Vec<OsString>,
+    /// Path from the root of the tool's cgroup namespace; starts with `/..` when it lies outside.
+    pub path: PathBuf,
+    /// The cgroup has been removed while the process (a zombie) is still in it.
+    pub deleted: bool,
+}
+
+impl Membership {
+    /// Whether this v1 hierarchy has the controller, or is `name=NAME`.
+    pub fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+}
+
+/// Reads `/proc/PID/cgroup` (`proc_cgroup_show`, kernel/cgroup/cgroup.c, 5.10 to 7.2).
+///
+/// # Errors
+/// When a line is not `number:controllers:path`.
+pub fn memberships(root: &Root, pid: Pid) -> Result<Option<Vec<Membership>>, ReadError> {
+    let path = root.pid(pid).join("cgroup");
+    let mut found = Vec::new();
+    let read = read::lines(&path, |number, line| {
+        let membership = parse_membership(line)
+            .ok_or_else(|| ReadError::parse(&path, number, "number:controllers:/path", line))?;
+        found.push(membership);
+        Ok(())
+    })?;
+    Ok(read.map(|()| found))
+}
+
+fn parse_membership(line: &[u8]) -> Option<Membership> {
+    let mut parts = line.splitn(3, |&byte| byte == b':');
+    let hierarchy: u32 = read::parse(parts.next()?)?;
+    let controllers = parts.next()?;
+    let path = parts.next().filter(|path| path.starts_with(b"/"))?;
+    // The kernel adds the mark only on v2; on v1 it would be part of a name.
+    let alive = path.strip_suffix(b" (deleted)").filter(|_| hierarchy == 0);
+    Some(Membership {
+        version: if hierarchy == 0 {
+            Version::V2
+        } else {
+            Version::V1
+        },
+        controllers: names_in(controllers),
+        path: PathBuf::from(OsStr::from_bytes(alive.unwrap_or(path))),
+        deleted: alive.is_some(),
+    })
+}
+
+/// The membership that decides for a controller: its v1 hierarchy if it is in one, else v2.
+pub fn membership_for(memberships: &[Membership], controller: Controller) -> Option<&Membership> {
+    let v1 = memberships.iter().find(|line| line.has(controller.name()));
+    v1.or_else(|| memberships.iter().find(|line| line.version == Version::V2))
+}
+
+/// A mounted cgroup hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Which interface.
+    pub version: Version,
+    /// Options of the mount, for v1 the controllers among them.
+    pub options: Vec<OsString>,
+    /// The cgroup that is mounted here, from the root of the tool's cgroup namespace: `/`, or
+    /// another when only a part is mounted, as in containers.
+    pub mounted: PathBuf,
+    /// Where, as the tool sees it.
+    pub mount_point: PathBuf,
+}
+
+/// Cgroup mounts in `/proc/self/mountinfo`. Empty when there is no such file.
+///
+/// # Errors
+/// When reading fails for another reason than absence or permission.
+pub fn mounts(root: &Root) -> Result<Vec<Mount>, ReadError> {
+    let mut found = Vec::new();
+    read::lines(&root.proc().join("self/mountinfo"), |_, line| {
+        // Lines of other file systems are none of our business, however odd.
+        found.extend(parse_mount(line));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// `36 35 98:0 /mounted /mount/point rw,opts [tags] - cgroup2 source rw,super_options`.
+fn parse_mount(line: &[u8]) -> Option<Mount> {
+    let mut fields = read::fields(line);
+    let mounted = fields.nth(3)?;
+    let mount_point = fields.next()?;
+    let mut after = fields.skip_while(|&field| field != b"-").skip(1);
+    let version = match after.next()? {
+        b"cgroup" => Version::V1,
+        b"cgroup2" => Version::V2,
+        _ => return None,
+    };
+    // The source is free text, and may be empty: the options are what comes last.
+    let options = after.last().unwrap_or_default();
+    Some(Mount {
+        version,
+        options: names_in(options),
+        mounted: unescape(mounted),
+        mount_point: unescape(mount_point),
+    })
+}
+
+fn names_in(text: &[u8]) -> Vec<OsString> {
+    text.split(|&byte| byte == b',')
+        .filter(|name| !name.is_empty())
+        .map(|name| OsStr::from_bytes(name).to_owned())
+        .collect()
+}
+
+/// Undoes the octal escapes of mountinfo (`\040` is a space).
+fn unescape(text: &[u8]) -> PathBuf {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        let (byte, next) = match rest {
+            [
+                b'\\',
+                a @ b'0'..=b'3',
+                b @ b'0'..=b'7',
+                c @ b'0'..=b'7',
+                tail @ ..,
+            ] => ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), tail),
+            _ => (*first, tail),
+        };
+        plain.push(byte);
+        rest = next;
+    }
+    PathBuf::from(OsString::from_vec(plain))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! `/proc/meminfo`: what the host has and what it has promised.
+
+use super::Root;
+use super::read::{self, ReadError};
+
+/// Memory of the host, in bytes. `None` where this kernel has no such line.
+///
+/// `committed_as_bytes` is the exact sum over all CPUs (`vm_memory_committed`, mm/util.c), while the
+/// check at fork compares an approximate counter; and after a refused fork it has dropped again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemInfo {
+    /// `MemTotal`: memory the kernel manages.
+    pub mem_total_bytes: Option<u64>,
+    /// `MemAvailable`: estimate of what can be had without swapping.
+    pub mem_available_bytes: Option<u64>,
+    /// `SwapTotal`.
+    pub swap_total_bytes: Option<u64>,
+    /// `SwapFree`.
+    pub swap_free_bytes: Option<u64>,
+    /// `CommitLimit`: what strict overcommit allows to promise, before its reserves
+    /// (`vm_commit_limit`, mm/util.c, 5.10 to 7.2).
+    pub commit_limit_bytes: Option<u64>,
+    /// `Committed_AS`: what has been promised.
+    pub committed_as_bytes: Option<u64>,
+    /// `Hugetlb`: all huge pages of all sizes, which do not count towards the commit limit.
+    pub hugetlb_bytes: Option<u64>,
+}
+
+/// Reads `/proc/meminfo`.
+///
+/// # Errors
+/// When one of the lines above is there without a number of kB, or with one beyond 64 bits.
+pub fn meminfo(root: &Root) -> Result<Option<MemInfo>, ReadError> {
+    let path = root.proc().join("meminfo");
+    let mut info = MemInfo::default();
+    let read = read::lines(&path, |number, line| {
+        let Some((key, value)) = read::key_value(line) else {
+            return Ok(());
+        };
+        let field = match key {
+            b"MemTotal" => &mut info.mem_total_bytes,
+            b"MemAvailable" => &mut info.mem_available_bytes,
+            b"SwapTotal" => &mut info.swap_total_bytes,
+            b"SwapFree" => &mut info.swap_free_bytes,
+            b"CommitLimit" => &mut info.commit_limit_bytes,
+            b"Committed_AS" => &mut info.committed_as_bytes,
+            b"Hugetlb" => &mut info.hugetlb_bytes,
+            _ => return Ok(()),
+        };
+        let bytes = read::kilobytes(value)
+            .ok_or_else(|| ReadError::parse(&path, number, "a number of kB", value))?;
+        *field = Some(bytes);
+        Ok(())
+    })?;
+    Ok(read.map(|()| info))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeRoot;
+    use super::*;
+
+    #[test]
+    fn lines_become_bytes() {
+        let fake = FakeRoot::new();
+        assert_eq!(meminfo(fake.root()).unwrap(), None);
+        fake.write(
+            "proc/meminfo",
+            "MemTotal:       24684084 kB\nMemFree: 1 kB\nMemAvailable:    3 kB\nSwapTotal:  0 kB\n\
+             CommitLimit:    12342040 kB\nCommitted_AS:   100 kB\nHugePages_Total:       0\nHugetlb:   2048 kB\n",
+        );
+        let info = meminfo(fake.root()).unwrap().unwrap();
+        assert_eq!(info.mem_total_bytes, Some(24_684_084 * 1024));
+        assert_eq!(info.mem_available_bytes, Some(3072));
+        assert_eq!(info.swap_total_bytes, Some(0));
+        assert_eq!(info.swap_free_bytes, None);
+        assert_eq!(info.commit_limit_bytes, Some(12_342_040 * 1024));
+        assert_eq!(info.committed_as_bytes, Some(102_400));
+        assert_eq!(info.hugetlb_bytes, Some(2 << 20));
+    }
+
+    #[test]
+    fn absurd_numbers_are_errors_with_a_place() {
+        let fake = FakeRoot::new();
+        for absurd in [
+            "18446744073709551615 kB",
+            "-1 kB",
+            "99999999999999999999999 kB",
+            "5",
+            "x kB",
+            "",
+        ] {
+            fake.write(
+                "proc/meminfo",
+                format!("MemTotal: 1 kB\nCommitLimit: {absurd}\n"),
+            );
+            let error = meminfo(fake.root()).unwrap_err().to_string();
+            assert!(
+                error.contains("meminfo\":2: expected a number of kB"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_real_file_parses() {
+        let info = meminfo(&Root::default()).unwrap().unwrap();
+        assert!(info.mem_total_bytes.unwrap() > 1 << 20);
+        assert!(info.commit_limit_bytes.is_some() && info.committed_as_bytes.is_some());
+    }
+}

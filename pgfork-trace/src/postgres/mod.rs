@@ -1,0 +1,9 @@
+//! Facts about PostgreSQL: which processes are postmasters, and which of them are meant.
+
+pub mod discover;
+pub mod lock_file;
+pub mod select;
+
+pub use discover::{Candidate, Discovery, Identity, Postmaster, Skipped, Why, discover, identify};
+pub use lock_file::LockFile;
+pub use select::{Filter, SelectError, Target, select};
