@@ -1,0 +1,57 @@
+//! Tasks of the pgfork-trace workspace: `cargo xtask --help`.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool for developers: people read its output"
+)]
+
+mod cache;
+mod dist;
+mod process;
+mod progress;
+mod setup;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit status of a task that could not do its work; `vm` uses the guest's status otherwise.
+const FAILED: u8 = 125;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the other tasks need (Debian 12 or 13, as root; does nothing the second time)
+    Setup,
+    /// Run a command on a Debian kernel with a real PostgreSQL, in QEMU
+    Vm(vm::cli::Args),
+    /// Put all kernels and root filesystems of `vm` into the cache
+    Images {
+        /// Get them anew
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Build the static release binary into target/dist
+    Dist,
+}
+
+fn main() -> ExitCode {
+    process::catch_interrupts();
+    let result = match Cli::parse().task {
+        Task::Setup => setup::ensure(setup::ALL).map(|()| ExitCode::SUCCESS),
+        Task::Vm(args) => vm::cli::main(args),
+        Task::Images { refresh } => vm::prepare(refresh).map(|()| ExitCode::SUCCESS),
+        Task::Dist => dist::main().map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(FAILED)
+    })
+}

@@ -1,0 +1,434 @@
+//! One run of QEMU: its arguments, its streams, its end.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::guest::{Message, Stream};
+use super::{Cgroup, Init, VmSpec};
+use crate::process;
+
+const POLL: Duration = Duration::from_millis(50);
+/// A guest that has not started its command by then never will.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// From the exit status until the last byte of the streams.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+const CONSOLE_TAIL: usize = 40;
+
+/// The files of one run, all in its temporary directory but the two images.
+#[derive(Debug)]
+pub(crate) struct Files {
+    /// The kernel.
+    pub(crate) kernel: PathBuf,
+    /// The initial RAM disk.
+    pub(crate) initrd: PathBuf,
+    /// The root filesystem; never written to.
+    pub(crate) root: PathBuf,
+    /// The tar with the job.
+    pub(crate) job: PathBuf,
+    /// Receives the kernel's console.
+    pub(crate) console: PathBuf,
+    /// Holds the sockets.
+    pub(crate) dir: PathBuf,
+}
+
+/// A port of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    Stdout,
+    Stderr,
+    Files,
+    Control,
+}
+
+impl Port {
+    const ALL: [Self; 4] = [Self::Stdout, Self::Stderr, Self::Files, Self::Control];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::Files => "files",
+            Self::Control => "control",
+        }
+    }
+}
+
+/// What the guest sent.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Exit status of the command.
+    pub(crate) status: u8,
+    /// Its standard output.
+    pub(crate) stdout: Vec<u8>,
+    /// Its standard error.
+    pub(crate) stderr: Vec<u8>,
+    /// The tar of `/out`.
+    pub(crate) files: Vec<u8>,
+    /// Whether that tar holds everything.
+    pub(crate) files_complete: bool,
+    /// From power on to the start of the command.
+    pub(crate) boot: Duration,
+}
+
+enum Event {
+    Message(Message),
+    Ended(Port, Vec<u8>),
+}
+
+/// Boots the guest and stays until its command has ended.
+pub(crate) fn run(spec: &VmSpec, files: &Files, token: &str) -> Result<Outcome> {
+    let (sender, events) = channel();
+    for port in Port::ALL {
+        let path = files.dir.join(port.name());
+        let listener = UnixListener::bind(&path)
+            .with_context(|| format!("cannot listen on {}: is TMPDIR too long?", path.display()))?;
+        let (sender, token, live) = (sender.clone(), token.to_owned(), spec.live);
+        thread::spawn(move || serve(port, &listener, &token, live, &sender));
+    }
+    let mut machine = Machine::start(spec, files)?;
+    let result = machine.watch(spec, &events);
+    machine.stop();
+    result.map_err(|error| match console_tail(&files.console) {
+        Some(tail) => error.context(format!("last lines of the guest's console:\n{tail}\n")),
+        None => error,
+    })
+}
+
+fn serve(port: Port, listener: &UnixListener, token: &str, live: bool, events: &Sender<Event>) {
+    let Ok((socket, _)) = listener.accept() else {
+        return;
+    };
+    // A closed channel means that the run is over: then nobody misses what is not sent.
+    if port == Port::Control {
+        let lines = BufReader::new(socket).lines().map_while(Result::ok);
+        for message in lines.filter_map(|line| Message::parse(&line)) {
+            let _ = events.send(Event::Message(message));
+        }
+    } else {
+        let data = receive(port, socket, token, live);
+        let _ = events.send(Event::Ended(port, data));
+    }
+}
+
+fn receive(port: Port, mut socket: UnixStream, token: &str, live: bool) -> Vec<u8> {
+    let mut stream = Stream::new(token);
+    let mut data = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    while !stream.ended() {
+        let Ok(length @ 1..) = socket.read(&mut buffer) else {
+            break;
+        };
+        let new = stream.push(&buffer[..length]);
+        // The guest goes on without a reader of its output, as after a closed pipe.
+        let _ = match port {
+            Port::Stdout if live => std::io::stdout()
+                .write_all(&new)
+                .and_then(|()| std::io::stdout().flush()),
+            Port::Stderr if live => std::io::stderr().write_all(&new),
+            _ => Ok(()),
+        };
+        data.extend(new);
+    }
+    data
+}
+
+struct Machine {
+    child: Child,
+    start: Instant,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Machine {
+    fn start(spec: &VmSpec, files: &Files) -> Result<Self> {
+        // If this process is killed, the guest goes with it.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+            .args(arguments(spec, files))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(files.dir.join("qemu.log"))?)
+            .spawn()
+            .context("cannot start QEMU: run `cargo xtask setup`")?;
+        Ok(Self {
+            child,
+            start: Instant::now(),
+        })
+    }
+
+    fn stop(&mut self) {
+        // Both fail only if it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn watch(&mut self, spec: &VmSpec, events: &Receiver<Event>) -> Result<Outcome> {
+        let mut outcome = Outcome {
+            files_complete: true,
+            ..Outcome::default()
+        };
+        let mut booted = None;
+        let mut exited: Option<Instant> = None;
+        let mut streams = 0;
+        while exited.is_none() || streams < 3 {
+            match events.recv_timeout(POLL) {
+                Ok(Event::Message(Message::Ready)) => booted = Some(self.start.elapsed()),
+                Ok(Event::Message(Message::Incomplete)) => outcome.files_complete = false,
+                Ok(Event::Message(Message::Exit(status))) => {
+                    outcome.status = status;
+                    exited = Some(Instant::now());
+                }
+                Ok(Event::Ended(port, data)) => {
+                    streams += 1;
+                    match port {
+                        Port::Stdout => outcome.stdout = data,
+                        Port::Stderr => outcome.stderr = data,
+                        Port::Files | Port::Control => outcome.files = data,
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            self.check(spec, booted, exited)?;
+        }
+        outcome.boot = booted.unwrap_or_default();
+        Ok(outcome)
+    }
+
+    /// Fails when waiting has become pointless.
+    fn check(
+        &mut self,
+        spec: &VmSpec,
+        booted: Option<Duration>,
+        exited: Option<Instant>,
+    ) -> Result<()> {
+        process::check_interrupt()?;
+        let elapsed = self.start.elapsed();
+        if exited.is_some_and(|time| time.elapsed() > DRAIN_LIMIT) {
+            bail!("the command has ended, but its output or files did not arrive completely");
+        }
+        if exited.is_none()
+            && let Some(status) = self.child.try_wait()?
+        {
+            bail!("{}", sudden_end(status, booted.is_some()));
+        }
+        if elapsed > spec.timeout {
+            bail!(
+                "the command did not end within {} s (--timeout){}",
+                spec.timeout.as_secs(),
+                if booted.is_none() {
+                    "; the guest had not even started it"
+                } else {
+                    ""
+                }
+            );
+        }
+        if booted.is_none() && elapsed > BOOT_LIMIT {
+            bail!(
+                "the guest did not start the command within {} s",
+                BOOT_LIMIT.as_secs()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn sudden_end(status: ExitStatus, booted: bool) -> String {
+    let when = if booted {
+        "while the command ran"
+    } else {
+        "before the command started"
+    };
+    if status.success() {
+        format!("the guest went down {when}: a kernel panic, or somebody switched it off")
+    } else {
+        format!("QEMU failed {when}: {status}")
+    }
+}
+
+/// The end of the console, and of QEMU's own messages if there are any.
+fn console_tail(console: &Path) -> Option<String> {
+    let read = |path: &Path| {
+        let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+        process::tail(text.trim_end(), CONSOLE_TAIL)
+    };
+    let qemu = read(&console.with_file_name("qemu.log"));
+    let text = format!("{}\n{qemu}", read(console));
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+fn arguments(spec: &VmSpec, files: &Files) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| all.extend(words.iter().map(|word| (*word).to_owned()));
+    add(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-nic",
+        "none",
+    ]);
+    // thread=multi and cx16 have both crashed guests under emulation.
+    add(&[
+        "-accel",
+        "tcg,thread=single,tb-size=512",
+        "-cpu",
+        "max,-cx16",
+        "-smp",
+        "2",
+    ]);
+    add(&["-m", &spec.memory_mib.to_string()]);
+    add(&[
+        "-kernel",
+        &files.kernel.to_string_lossy(),
+        "-initrd",
+        &files.initrd.to_string_lossy(),
+    ]);
+    add(&["-append", &kernel_command_line(spec)]);
+    add(&[
+        "-chardev",
+        &format!("file,id=console,path={}", escape(&files.console)),
+    ]);
+    add(&["-serial", "chardev:console"]);
+    for (id, file, more) in [
+        ("root", &files.root, "snapshot=on"),
+        ("job", &files.job, "readonly=on"),
+    ] {
+        let drive = format!(
+            "if=none,id={id},file={},format=raw,cache=unsafe,{more}",
+            escape(file)
+        );
+        add(&[
+            "-drive",
+            &drive,
+            "-device",
+            &format!("virtio-blk-pci,drive={id}"),
+        ]);
+    }
+    add(&["-device", "virtio-serial-pci"]);
+    for port in Port::ALL {
+        let name = port.name();
+        let socket = format!("socket,id={name},path={}", escape(&files.dir.join(name)));
+        add(&["-chardev", &socket]);
+        add(&[
+            "-device",
+            &format!("virtserialport,chardev={name},name=pgfork.{name}"),
+        ]);
+    }
+    all
+}
+
+/// A path inside an option list, where a comma separates.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+fn kernel_command_line(spec: &VmSpec) -> String {
+    let mut words = vec![
+        "console=ttyS0",
+        "loglevel=5",
+        "mitigations=off",
+        "no_timer_check",
+        "panic=-1",
+        "oops=panic",
+    ];
+    if spec.init == Init::Systemd {
+        words.extend([
+            "systemd.unit=pgfork-vm.target",
+            "systemd.show_status=0",
+            "systemd.firstboot=0",
+        ]);
+        match spec.cgroup {
+            Cgroup::V2 => words.push("systemd.unified_cgroup_hierarchy=1"),
+            Cgroup::V1 => words.extend([
+                "systemd.unified_cgroup_hierarchy=0",
+                "systemd.legacy_systemd_cgroup_controller=1",
+                "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
+            ]),
+        }
+    }
+    words.extend(spec.kernel_arguments.iter().map(String::as_str));
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Postgres, Series};
+    use super::*;
+
+    fn spec() -> VmSpec {
+        VmSpec::new(Series::V6_1, Postgres::V15, ["true"])
+    }
+
+    #[test]
+    fn arguments_follow_the_spec() {
+        let dir = PathBuf::from("/tmp/a,b");
+        let files = Files {
+            kernel: "/c/vmlinuz".into(),
+            initrd: dir.join("initrd"),
+            root: "/c/root.ext4".into(),
+            job: dir.join("job.tar"),
+            console: dir.join("console"),
+            dir,
+        };
+        let all = arguments(
+            &VmSpec {
+                memory_mib: 768,
+                ..spec()
+            },
+            &files,
+        );
+        let after =
+            |option: &str| &all[all.iter().position(|word| word == option).expect(option) + 1];
+        assert_eq!(after("-m"), "768");
+        assert_eq!(after("-kernel"), "/c/vmlinuz");
+        assert!(
+            all.iter()
+                .any(|word| word.contains("/c/root.ext4") && word.contains("snapshot=on"))
+        );
+        assert!(
+            all.iter()
+                .any(|word| word.contains("file=/tmp/a,,b/job.tar"))
+        );
+        assert_eq!(
+            all.iter()
+                .filter(|word| word.starts_with("virtserialport"))
+                .count(),
+            4
+        );
+    }
+
+    #[test]
+    fn the_kernel_command_line_chooses_the_hierarchy_for_systemd() {
+        assert!(!kernel_command_line(&spec()).contains("systemd"));
+        let v1 = VmSpec {
+            init: Init::Systemd,
+            cgroup: Cgroup::V1,
+            ..spec()
+        };
+        assert!(kernel_command_line(&v1).contains("unified_cgroup_hierarchy=0"));
+        let more = VmSpec {
+            kernel_arguments: vec!["quiet".to_owned()],
+            ..spec()
+        };
+        assert!(kernel_command_line(&more).ends_with(" quiet"));
+    }
+
+    #[test]
+    fn a_sudden_end_says_when() {
+        assert!(sudden_end(ExitStatus::default(), false).contains("before the command"));
+        assert!(sudden_end(ExitStatus::default(), true).contains("panic"));
+    }
+}
