@@ -428,7 +428,10 @@ mod tests {
             for ns in [1u64 << exponent, (1 << exponent) + (1 << exponent) / 3] {
                 let bucket = bucket_of(ns);
                 assert!(bucket >= previous, "{ns}");
-                assert!(bucket_floor(bucket) <= ns && ns < bucket_floor(bucket + 1), "{ns}");
+                assert!(
+                    bucket_floor(bucket) <= ns && ns < bucket_floor(bucket + 1),
+                    "{ns}"
+                );
                 previous = bucket;
             }
         }

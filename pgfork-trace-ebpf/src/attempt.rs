@@ -1,6 +1,9 @@
 //! The life of an attempt: begin, note a failing check, end, emit.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    cell::UnsafeCell,
+    intrinsics::{AtomicOrdering, atomic_xadd},
+};
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
@@ -34,7 +37,39 @@ pub static RECORDS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
 /// Number of open attempts on the host. Almost always 0: probes on shared
 /// paths then return after one load.
-static OPEN: AtomicU64 = AtomicU64::new(0);
+static OPEN: OpenCount = OpenCount(UnsafeCell::new(0));
+
+struct OpenCount(UnsafeCell<u64>);
+
+// SAFETY: changed by atomic additions and read by volatile loads only.
+unsafe impl Sync for OpenCount {}
+
+impl OpenCount {
+    #[inline(always)]
+    fn add(&self, amount: u64) {
+        // SAFETY: a valid, aligned u64 that lives as long as the program.
+        unsafe { atomic_add(self.0.get(), amount) };
+    }
+
+    #[inline(always)]
+    fn is_zero(&self) -> bool {
+        // SAFETY: as above; a stale value costs one look-up or finds no attempt of ours,
+        // because a thread always sees its own addition.
+        unsafe { core::ptr::read_volatile(self.0.get()) == 0 }
+    }
+}
+
+/// One locked addition whose old value is not asked for: the only atomic that
+/// BPF has on kernels before 5.12. (`AtomicU64::fetch_add` does not exist on a
+/// target without compare-and-swap.)
+///
+/// # Safety
+/// `target` is valid and aligned.
+#[inline(always)]
+unsafe fn atomic_add(target: *mut u64, amount: u64) {
+    // SAFETY: by the caller.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(target, amount) };
+}
 
 /// Process and thread id of the current task in the initial pid namespace.
 #[inline(always)]
@@ -60,13 +95,13 @@ fn totals(tgid: u32) -> Option<&'static mut Totals> {
 #[inline(always)]
 fn add(counter: &mut u64) {
     // SAFETY: a valid, aligned u64 in a map value.
-    unsafe { AtomicU64::from_ptr(counter) }.fetch_add(1, Ordering::Relaxed);
+    unsafe { atomic_add(counter, 1) };
 }
 
 /// The open attempt of the current thread.
 #[inline(always)]
 pub fn open() -> Option<&'static mut Attempt> {
-    if OPEN.load(Ordering::Relaxed) == 0 {
+    if OPEN.is_zero() {
         return None;
     }
     let (_, tid) = ids();
@@ -84,7 +119,7 @@ pub fn begin(source: u32, clone_flags: u64) {
     let Some(blank) = BLANK.get(0) else { return };
     // A leftover of this thread (its return was missed) is replaced, not counted twice.
     if ATTEMPTS.insert(&tid, blank, BPF_NOEXIST as u64).is_ok() {
-        OPEN.fetch_add(1, Ordering::Relaxed);
+        OPEN.add(1);
     } else if ATTEMPTS.insert(&tid, blank, 0).is_err() {
         if let Some(totals) = totals(tgid) {
             add(&mut totals.untracked);
@@ -157,7 +192,7 @@ pub fn end(ret: Option<i32>, failed: bool, evidence: impl FnOnce(&mut Attempt)) 
         }
     }
     let _ = ATTEMPTS.remove(&tid);
-    OPEN.fetch_sub(1, Ordering::Relaxed);
+    OPEN.add(u64::MAX);
 }
 
 #[inline(always)]

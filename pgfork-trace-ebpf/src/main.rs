@@ -6,6 +6,8 @@
 //! finds them by name, from the one table in its `kernel::plan`.
 #![no_std]
 #![no_main]
+#![allow(internal_features, reason = "atomic additions on a target without compare-and-swap")]
+#![feature(core_intrinsics)]
 
 mod attempt;
 mod checks;

@@ -1,3 +1,5 @@
 //! Why the kernel refused a fork.
 pub mod host;
+pub mod kernel;
 pub mod postgres;
+pub mod verdict;

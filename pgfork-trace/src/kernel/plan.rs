@@ -1,0 +1,630 @@
+//! The one table of checks: which kernel functions to hook for each, and what it tells.
+//!
+//! The hook plan, the coverage report and the trail in the output are read from
+//! [`TABLE`]. Sources: kernel/fork.c `kernel_clone` and `copy_process`, 5.10 to 7.2.
+
+use std::collections::HashSet;
+
+use pgfork_trace_common::Check;
+
+use super::{
+    btf::{Btf, BtfError},
+    functions::{Class, Prototype},
+};
+
+/// How a check is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Method {
+    /// fentry and fexit programs: cheapest, arguments and result together.
+    Fexit,
+    /// kprobe and kretprobe programs.
+    Kprobe,
+    /// No hook in the kernel's fork path: the return of the process's own
+    /// `fork` triggers a reading of the state that the checks had just judged.
+    Tracepoint,
+}
+
+impl Method {
+    /// The name used on the command line and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fexit => "fexit",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// Expected parameter of a hooked function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// Any integer, bool or enum.
+    Int,
+    /// Pointer to this struct.
+    To(&'static str),
+    /// Pointer to anything.
+    Pointer,
+}
+
+/// Expected result of a hooked function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returns {
+    /// An integer; negative is an error.
+    Int,
+    /// `bool`.
+    Bool,
+    /// A pointer.
+    Pointer,
+    /// Anything: the result is not looked at.
+    Any,
+}
+
+/// A kernel function of a known prototype, with the programs that hook it.
+#[derive(Clone, Copy, Debug)]
+pub struct Alternative {
+    /// Kernel function.
+    pub function: &'static str,
+    /// Expected parameters.
+    pub parameters: &'static [Parameter],
+    /// Expected result.
+    pub returns: Returns,
+    /// fentry program, if any.
+    pub fentry: Option<&'static str>,
+    /// fexit program, if any.
+    pub fexit: Option<&'static str>,
+    /// kprobe program, if any.
+    pub kprobe: Option<&'static str>,
+    /// kretprobe program, if any.
+    pub kretprobe: Option<&'static str>,
+}
+
+/// One row: a check and where it may be found.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The check.
+    pub check: Check,
+    /// Functions that lead to it, outermost first; several may be inlined.
+    pub path: &'static [&'static str],
+    /// Alternatives by kernel; the first whose prototype fits is taken.
+    pub alternatives: &'static [Alternative],
+    /// Nothing can be said about refused forks without it.
+    pub essential: bool,
+}
+
+impl Row {
+    /// The function that names this check in output.
+    #[must_use]
+    pub fn function(&self) -> &'static str {
+        self.alternatives
+            .first()
+            .map_or("?", |first| first.function)
+    }
+}
+
+/// The row of a check.
+#[must_use]
+pub fn row(check: Check) -> &'static Row {
+    // The table has a row for every check; a test holds it to that.
+    TABLE
+        .iter()
+        .find(|row| row.check == check)
+        .unwrap_or(&TABLE[0])
+}
+
+use Parameter::{Int, Pointer, To};
+
+const fn result(
+    function: &'static str,
+    parameters: &'static [Parameter],
+    returns: Returns,
+    fexit: &'static str,
+    kretprobe: &'static str,
+) -> Alternative {
+    Alternative {
+        function,
+        parameters,
+        returns,
+        fentry: None,
+        fexit: Some(fexit),
+        kprobe: None,
+        kretprobe: Some(kretprobe),
+    }
+}
+
+const fn marker(
+    function: &'static str,
+    parameters: &'static [Parameter],
+    fentry: &'static str,
+    kprobe: &'static str,
+) -> Alternative {
+    Alternative {
+        function,
+        parameters,
+        returns: Returns::Any,
+        fentry: Some(fentry),
+        fexit: None,
+        kprobe: Some(kprobe),
+        kretprobe: None,
+    }
+}
+
+const KERNEL_CLONE: &[&str] = &[];
+const IN_CLONE: &[&str] = &["kernel_clone"];
+const IN_PROCESS: &[&str] = &["kernel_clone", "copy_process"];
+
+const fn checked(check: Check, alternatives: &'static [Alternative]) -> Row {
+    Row {
+        check,
+        path: IN_PROCESS,
+        alternatives,
+        essential: false,
+    }
+}
+
+const fn below(
+    check: Check,
+    path: &'static [&'static str],
+    alternatives: &'static [Alternative],
+) -> Row {
+    Row {
+        check,
+        path,
+        alternatives,
+        essential: false,
+    }
+}
+
+/// Every check, in the kernel's order.
+pub const TABLE: &[Row] = &[
+    Row {
+        check: Check::KernelClone,
+        path: KERNEL_CLONE,
+        alternatives: &[Alternative {
+            function: "kernel_clone",
+            parameters: &[To("kernel_clone_args")],
+            returns: Returns::Int,
+            fentry: Some("kernel_clone_fentry"),
+            fexit: Some("kernel_clone_fexit"),
+            kprobe: Some("kernel_clone_kprobe"),
+            kretprobe: Some("kernel_clone_kretprobe"),
+        }],
+        essential: true,
+    },
+    below(
+        Check::CopyProcess,
+        IN_CLONE,
+        &[result(
+            "copy_process",
+            &[To("pid"), Int, Int, To("kernel_clone_args")],
+            Returns::Pointer,
+            "copy_process_fexit",
+            "copy_process_kretprobe",
+        )],
+    ),
+    below(
+        Check::ArchDupTaskStruct,
+        &["kernel_clone", "copy_process", "dup_task_struct"],
+        &[result(
+            "arch_dup_task_struct",
+            &[To("task_struct"), To("task_struct")],
+            Returns::Int,
+            "arch_dup_task_struct_fexit",
+            "arch_dup_task_struct_kretprobe",
+        )],
+    ),
+    checked(
+        Check::CopyCreds,
+        &[result(
+            "copy_creds",
+            &[To("task_struct"), Int],
+            Returns::Int,
+            "copy_creds_fexit",
+            "copy_creds_kretprobe",
+        )],
+    ),
+    checked(
+        Check::IsRlimitOverlimit,
+        &[result(
+            "is_rlimit_overlimit",
+            &[To("ucounts"), Int, Int],
+            Returns::Bool,
+            "is_rlimit_overlimit_fexit",
+            "is_rlimit_overlimit_kretprobe",
+        )],
+    ),
+    checked(
+        Check::CgroupFork,
+        &[marker(
+            "cgroup_fork",
+            &[To("task_struct")],
+            "cgroup_fork_fentry",
+            "cgroup_fork_kprobe",
+        )],
+    ),
+    checked(
+        Check::SchedFork,
+        &[result(
+            "sched_fork",
+            &[Int, To("task_struct")],
+            Returns::Int,
+            "sched_fork_fexit",
+            "sched_fork_kretprobe",
+        )],
+    ),
+    checked(
+        Check::PerfEventInitTask,
+        &[result(
+            "perf_event_init_task",
+            &[To("task_struct"), Int],
+            Returns::Int,
+            "perf_event_init_task_fexit",
+            "perf_event_init_task_kretprobe",
+        )],
+    ),
+    checked(
+        Check::AuditAlloc,
+        &[result(
+            "audit_alloc",
+            &[To("task_struct")],
+            Returns::Int,
+            "audit_alloc_fexit",
+            "audit_alloc_kretprobe",
+        )],
+    ),
+    checked(
+        Check::SecurityTaskAlloc,
+        &[result(
+            "security_task_alloc",
+            &[To("task_struct"), Int],
+            Returns::Int,
+            "security_task_alloc_fexit",
+            "security_task_alloc_kretprobe",
+        )],
+    ),
+    below(
+        Check::DupFd,
+        &["kernel_clone", "copy_process", "copy_files"],
+        &[
+            result(
+                "dup_fd",
+                &[To("files_struct"), Pointer],
+                Returns::Pointer,
+                "dup_fd_2_fexit",
+                "dup_fd_kretprobe",
+            ),
+            result(
+                "dup_fd",
+                &[To("files_struct"), Int, Pointer],
+                Returns::Pointer,
+                "dup_fd_3_fexit",
+                "dup_fd_kretprobe",
+            ),
+        ],
+    ),
+    below(
+        Check::CopyFsStruct,
+        &["kernel_clone", "copy_process", "copy_fs"],
+        &[result(
+            "copy_fs_struct",
+            &[To("fs_struct")],
+            Returns::Pointer,
+            "copy_fs_struct_fexit",
+            "copy_fs_struct_kretprobe",
+        )],
+    ),
+    below(
+        Check::PgdAlloc,
+        &[
+            "kernel_clone",
+            "copy_process",
+            "copy_mm",
+            "dup_mm",
+            "mm_init",
+        ],
+        &[result(
+            "pgd_alloc",
+            &[To("mm_struct")],
+            Returns::Pointer,
+            "pgd_alloc_fexit",
+            "pgd_alloc_kretprobe",
+        )],
+    ),
+    below(
+        Check::VmEnoughMemory,
+        &[
+            "kernel_clone",
+            "copy_process",
+            "copy_mm",
+            "dup_mm",
+            "dup_mmap",
+        ],
+        &[Alternative {
+            function: "__vm_enough_memory",
+            parameters: &[To("mm_struct"), Int, Int],
+            returns: Returns::Int,
+            fentry: None,
+            fexit: Some("vm_enough_memory_fexit"),
+            kprobe: Some("vm_enough_memory_kprobe"),
+            kretprobe: Some("vm_enough_memory_kretprobe"),
+        }],
+    ),
+    checked(
+        Check::CopyNamespaces,
+        &[result(
+            "copy_namespaces",
+            &[Int, To("task_struct")],
+            Returns::Int,
+            "copy_namespaces_fexit",
+            "copy_namespaces_kretprobe",
+        )],
+    ),
+    checked(
+        Check::CopyThread,
+        &[
+            result(
+                "copy_thread",
+                &[To("task_struct"), To("kernel_clone_args")],
+                Returns::Int,
+                "copy_thread_2_fexit",
+                "copy_thread_kretprobe",
+            ),
+            result(
+                "copy_thread",
+                &[Int, Int, Int, To("task_struct"), Int],
+                Returns::Int,
+                "copy_thread_5_fexit",
+                "copy_thread_kretprobe",
+            ),
+        ],
+    ),
+    checked(
+        Check::AllocPid,
+        &[result(
+            "alloc_pid",
+            &[To("pid_namespace"), Pointer, Int],
+            Returns::Pointer,
+            "alloc_pid_fexit",
+            "alloc_pid_kretprobe",
+        )],
+    ),
+    checked(
+        Check::CgroupCanFork,
+        &[result(
+            "cgroup_can_fork",
+            &[To("task_struct"), To("kernel_clone_args")],
+            Returns::Int,
+            "cgroup_can_fork_fexit",
+            "cgroup_can_fork_kretprobe",
+        )],
+    ),
+    below(
+        Check::PidsCanFork,
+        &["kernel_clone", "copy_process", "cgroup_can_fork"],
+        &[Alternative {
+            function: "pids_can_fork",
+            parameters: &[To("task_struct"), To("css_set")],
+            returns: Returns::Int,
+            fentry: None,
+            fexit: Some("pids_can_fork_fexit"),
+            kprobe: Some("pids_can_fork_kprobe"),
+            kretprobe: Some("pids_can_fork_kretprobe"),
+        }],
+    ),
+    checked(
+        Check::SchedCgroupFork,
+        &[result(
+            "sched_cgroup_fork",
+            &[To("task_struct"), To("kernel_clone_args")],
+            Returns::Int,
+            "sched_cgroup_fork_fexit",
+            "sched_cgroup_fork_kretprobe",
+        )],
+    ),
+    checked(
+        Check::CgroupCancelFork,
+        &[marker(
+            "cgroup_cancel_fork",
+            &[To("task_struct"), To("kernel_clone_args")],
+            "cgroup_cancel_fork_fentry",
+            "cgroup_cancel_fork_kprobe",
+        )],
+    ),
+    below(
+        Check::TryToFreeMemCgroupPages,
+        &["kernel_clone", "copy_process", "try_charge_memcg"],
+        &[
+            marker(
+                "try_to_free_mem_cgroup_pages",
+                &[To("mem_cgroup"), Int, Int, Int],
+                "try_to_free_mem_cgroup_pages_fentry",
+                "try_to_free_mem_cgroup_pages_kprobe",
+            ),
+            marker(
+                "try_to_free_mem_cgroup_pages",
+                &[To("mem_cgroup"), Int, Int, Int, Pointer],
+                "try_to_free_mem_cgroup_pages_fentry",
+                "try_to_free_mem_cgroup_pages_kprobe",
+            ),
+        ],
+    ),
+    below(
+        Check::MemCgroupOutOfMemory,
+        &["kernel_clone", "copy_process", "try_charge_memcg"],
+        &[result(
+            "mem_cgroup_out_of_memory",
+            &[To("mem_cgroup"), Int, Int],
+            Returns::Bool,
+            "mem_cgroup_out_of_memory_fexit",
+            "mem_cgroup_out_of_memory_kretprobe",
+        )],
+    ),
+];
+
+/// A check that can be hooked on this kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    /// The check.
+    pub check: Check,
+    /// What to hook and with which programs.
+    pub alternative: &'static Alternative,
+    /// BTF id of the function; `None` when the BTF does not have it.
+    pub btf_id: Option<u32>,
+}
+
+/// A check that cannot be hooked on this kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotSeen {
+    /// The check.
+    pub check: Check,
+    /// Why, in words for people.
+    pub why: String,
+}
+
+/// Which checks of [`TABLE`] this kernel offers.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// In the order of the table.
+    pub hooks: Vec<Hook>,
+    /// The rest.
+    pub not_seen: Vec<NotSeen>,
+}
+
+impl Plan {
+    /// Function names of the whole table, to look up in BTF and symbols.
+    #[must_use]
+    pub fn functions() -> HashSet<&'static str> {
+        TABLE
+            .iter()
+            .flat_map(|row| row.alternatives)
+            .map(|alternative| alternative.function)
+            .collect()
+    }
+
+    /// Chooses for each check the alternative whose prototype fits the kernel's BTF.
+    ///
+    /// # Errors
+    /// When the BTF cannot be read.
+    pub fn choose(btf: &Btf) -> Result<Self, BtfError> {
+        let mut plan = Self::default();
+        for row in TABLE {
+            let mut offered = Vec::new();
+            for alternative in row.alternatives {
+                offered = btf.prototypes(alternative.function)?;
+                if let Some(prototype) = offered
+                    .first()
+                    .filter(|_| offered.iter().all(|it| fits(alternative, it)))
+                {
+                    plan.hooks.push(Hook {
+                        check: row.check,
+                        alternative,
+                        btf_id: Some(prototype.id),
+                    });
+                    break;
+                }
+            }
+            if plan.hooks.last().is_none_or(|hook| hook.check != row.check) {
+                plan.not_seen.push(NotSeen {
+                    check: row.check,
+                    why: why_not(row, &offered),
+                });
+            }
+        }
+        Ok(plan)
+    }
+}
+
+fn why_not(row: &Row, offered: &[Prototype]) -> String {
+    match offered.first() {
+        None => format!("this kernel has no function {}", row.function()),
+        Some(prototype) => format!("{} has another prototype here: {prototype}", row.function()),
+    }
+}
+
+/// Whether the kernel's function is the one that the programs were written for.
+fn fits(alternative: &Alternative, prototype: &Prototype) -> bool {
+    let result_fits = match (alternative.returns, &prototype.result) {
+        (Returns::Int, Class::Scalar(bytes)) => *bytes >= 4,
+        (Returns::Bool, Class::Scalar(bytes)) => *bytes == 1,
+        (Returns::Pointer, Class::Pointer(_)) | (Returns::Any, _) => true,
+        _ => false,
+    };
+    result_fits
+        && alternative.parameters.len() == prototype.parameters.len()
+        && alternative
+            .parameters
+            .iter()
+            .zip(&prototype.parameters)
+            .all(|(expected, actual)| match (expected, actual) {
+                (Int, Class::Scalar(_)) | (Pointer, Class::Pointer(_)) => true,
+                (To(name), Class::Pointer(actual)) => name == actual,
+                _ => false,
+            })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_one_row_for_each_check_in_order() {
+        let checks: Vec<Check> = TABLE.iter().map(|row| row.check).collect();
+        assert_eq!(checks, Check::ALL);
+        for row in TABLE {
+            assert!(!row.alternatives.is_empty());
+            for alternative in row.alternatives {
+                assert_eq!(alternative.function, row.function());
+                assert!(alternative.fentry.is_some() || alternative.fexit.is_some());
+                assert!(alternative.kprobe.is_some() || alternative.kretprobe.is_some());
+            }
+        }
+    }
+
+    fn prototype(result: Class, parameters: Vec<Class>) -> Prototype {
+        Prototype {
+            id: 1,
+            result,
+            parameters,
+        }
+    }
+
+    #[test]
+    fn a_namesake_with_another_prototype_does_not_fit() {
+        let creds = &row(Check::CopyCreds).alternatives[0];
+        let task = || Class::Pointer("task_struct".to_owned());
+        assert!(fits(
+            creds,
+            &prototype(Class::Scalar(4), vec![task(), Class::Scalar(8)])
+        ));
+        assert!(
+            !fits(creds, &prototype(Class::Void, vec![])),
+            "the mm_init trap of 5.10"
+        );
+        assert!(!fits(creds, &prototype(Class::Scalar(4), vec![task()])));
+        assert!(!fits(
+            creds,
+            &prototype(
+                Class::Scalar(4),
+                vec![Class::Pointer("cred".to_owned()), Class::Scalar(8)]
+            )
+        ));
+        assert!(!fits(
+            creds,
+            &prototype(Class::Void, vec![task(), Class::Scalar(8)])
+        ));
+    }
+
+    #[test]
+    fn results_of_another_width_do_not_fit() {
+        let overlimit = &row(Check::IsRlimitOverlimit).alternatives[0];
+        let parameters = || {
+            vec![
+                Class::Pointer("ucounts".to_owned()),
+                Class::Scalar(4),
+                Class::Scalar(8),
+            ]
+        };
+        assert!(fits(overlimit, &prototype(Class::Scalar(1), parameters())));
+        assert!(!fits(overlimit, &prototype(Class::Scalar(4), parameters())));
+    }
+}

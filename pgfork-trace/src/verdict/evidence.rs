@@ -1,0 +1,270 @@
+//! Numbers behind a verdict: what the kernel side recorded, completed by the host's facts.
+
+use pgfork_trace_common::{Attempt, PIDS_MAX, valid};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Facts, overcommit};
+
+/// `PROC_USER_INIT_INO`: inode number of the initial user namespace
+/// (include/linux/proc_ns.h, 5.10 to 7.2).
+pub(super) const INITIAL_USERNS: u32 = 0xEFFF_FFFD;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
+
+/// One level of the pids controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct CgroupLevel {
+    /// Inode number of the cgroup's directory.
+    pub cgroup_id: u64,
+    /// Path below the hierarchy's root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// systemd unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// systemd property or cgroup file that holds the limit.
+    pub property: String,
+    /// Container id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// Tasks in it, without the refused one.
+    pub tasks: u64,
+    /// Limit; absent for "max".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+impl CgroupLevel {
+    /// Whether one more task would be refused here.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.tasks + 1 > limit)
+    }
+}
+
+/// Task count of the user in one user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct NprocLevelEvidence {
+    /// Inode number of the user namespace.
+    pub userns_inum: u32,
+    /// Tasks of the user, without the refused one.
+    pub tasks: u64,
+    /// Limit; absent for "unlimited".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+impl NprocLevelEvidence {
+    /// Whether one more task would be refused here.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.tasks >= limit)
+    }
+}
+
+/// How many tasks of the user have one name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct UserTasks {
+    /// `comm`.
+    pub comm: String,
+    /// Tasks.
+    pub tasks: u64,
+}
+
+/// `RLIMIT_NPROC` and who counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct NprocEvidence {
+    /// Real uid in the initial user namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The limit does not apply to this process; absent when its credentials could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exempt: Option<bool>,
+    /// The process's own user namespace first.
+    pub levels: Vec<NprocLevelEvidence>,
+    /// The user's tasks by name, most frequent first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub user_tasks: Vec<UserTasks>,
+}
+
+/// What overcommit compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct OvercommitEvidence {
+    /// vm.overcommit_memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overcommit_memory: Option<i32>,
+    /// Bytes asked for by the refused call: one mapping of the postmaster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_bytes: Option<u64>,
+    /// Bytes that the whole fork asks for: all accounted mappings of the postmaster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fork_charge_bytes: Option<u64>,
+    /// Memory promised when the check compared, without the request, as the kernel's own
+    /// counter had it (approximate by up to `counter_skew_bytes`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub committed_bytes: Option<u64>,
+    /// Most that the counter may lag behind the exact sum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counter_skew_bytes: Option<u64>,
+    /// CommitLimit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit_limit_bytes: Option<u64>,
+    /// Part of it kept for privileged processes (vm.admin_reserve_kbytes); 0 for those.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_reserve_bytes: Option<u64>,
+    /// Part of it kept so that one user can recover: the smaller of vm.user_reserve_kbytes
+    /// and 1/32 of the postmaster's address space, shared_buffers included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_reserve_bytes: Option<u64>,
+    /// `commit_limit_bytes` less both reserves: what `committed_bytes` plus the request must stay below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usable_bytes: Option<u64>,
+    /// vm.overcommit_ratio, percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overcommit_ratio: Option<u64>,
+    /// vm.overcommit_kbytes, in bytes; 0 when the ratio counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overcommit_bytes: Option<u64>,
+    /// Committed_AS of /proc/meminfo right after the refusal: already lower, as the
+    /// kernel has undone the fork.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub committed_after_bytes: Option<u64>,
+    /// MemTotal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_total_bytes: Option<u64>,
+    /// MemAvailable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_available_bytes: Option<u64>,
+    /// SwapTotal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_total_bytes: Option<u64>,
+    /// Commit charge of one backend: the median of those that run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_commit_bytes: Option<u64>,
+}
+
+/// kernel.threads-max.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ThreadsEvidence {
+    /// Tasks on the host.
+    pub tasks: u64,
+    /// kernel.threads-max.
+    pub limit: u64,
+}
+
+/// All numbers of one refusal; what could not be read is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Evidence {
+    /// Overcommit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overcommit: Option<OvercommitEvidence>,
+    /// pids limits from the postmaster's own cgroup upwards.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pids: Vec<CgroupLevel>,
+    /// The path is deeper than what was read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pids_truncated: bool,
+    /// `RLIMIT_NPROC`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nproc: Option<NprocEvidence>,
+    /// kernel.threads-max.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<ThreadsEvidence>,
+    /// The pid namespace for children still has its init process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_namespace_alive: Option<bool>,
+}
+
+pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Evidence {
+    Evidence {
+        overcommit: overcommit::collect(attempt, facts),
+        pids: pids(attempt, facts),
+        pids_truncated: attempt.valid & valid::PIDS_TRUNCATED != 0,
+        nproc: nproc(attempt, facts),
+        threads: threads(attempt, facts),
+        // PIDNS_ADDING, bit 31 of pid_allocated, is cleared when init is gone
+        // (kernel/pid.c `disable_pid_allocation`, 5.10 to 7.2).
+        pid_namespace_alive: (attempt.valid & valid::PIDNS != 0)
+            .then_some(attempt.state.pid_allocated >> 31 == 1),
+    }
+}
+
+fn pids(attempt: &Attempt, facts: &Facts) -> Vec<CgroupLevel> {
+    if attempt.valid & valid::PIDS == 0 {
+        return Vec::new();
+    }
+    attempt
+        .pids
+        .iter()
+        .take(attempt.pids_levels as usize)
+        .map(|level| {
+            let fact = facts.cgroups.iter().find(|fact| fact.id == level.cgroup_id);
+            let unit = fact.and_then(|fact| fact.unit.as_ref());
+            CgroupLevel {
+                cgroup_id: level.cgroup_id,
+                path: fact.map(|fact| fact.path.clone()),
+                unit: unit.map(|unit| unit.name.clone()),
+                property: unit.map_or_else(|| "pids.max".to_owned(), |unit| unit.property.clone()),
+                container: fact.and_then(|fact| fact.container.clone()),
+                tasks: u64::try_from(level.count).unwrap_or(0),
+                limit: u64::try_from(level.limit)
+                    .ok()
+                    .filter(|_| level.limit < PIDS_MAX),
+            }
+        })
+        .collect()
+}
+
+fn nproc(attempt: &Attempt, facts: &Facts) -> Option<NprocEvidence> {
+    if attempt.valid & valid::NPROC == 0 {
+        return None;
+    }
+    // Inside the check the refused task is already counted.
+    let own = i64::from(attempt.valid & valid::NPROC_COUNTS_SELF != 0);
+    let levels = attempt
+        .nproc
+        .iter()
+        .take(attempt.nproc_levels as usize)
+        .map(|level| NprocLevelEvidence {
+            userns_inum: level.userns_inum,
+            tasks: u64::try_from(level.count - own).unwrap_or(0),
+            limit: Some(level.limit).filter(|limit| *limit < i64::MAX as u64),
+        })
+        .collect();
+    let credentials = attempt.valid & valid::CRED != 0;
+    Some(NprocEvidence {
+        uid: credentials.then_some(attempt.state.uid),
+        exempt: credentials.then(|| is_exempt(attempt)),
+        levels,
+        user_tasks: facts
+            .user_tasks
+            .iter()
+            .map(|(comm, tasks)| UserTasks {
+                comm: comm.clone(),
+                tasks: *tasks,
+            })
+            .collect(),
+    })
+}
+
+/// kernel/fork.c `copy_process`, 5.10 to 7.2: the limit does not apply to the
+/// host's root user, nor with `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN` in the
+/// initial user namespace.
+fn is_exempt(attempt: &Attempt) -> bool {
+    let initial = attempt.nproc[0].userns_inum == INITIAL_USERNS;
+    let privileged = attempt.state.cap_effective & (CAP_SYS_ADMIN | CAP_SYS_RESOURCE) != 0;
+    initial && (attempt.state.uid == 0 || privileged)
+}
+
+fn threads(attempt: &Attempt, facts: &Facts) -> Option<ThreadsEvidence> {
+    if attempt.valid & valid::THREADS != 0 {
+        return Some(ThreadsEvidence {
+            tasks: u64::try_from(attempt.state.nr_threads).unwrap_or(0),
+            limit: u64::try_from(attempt.state.max_threads).unwrap_or(0),
+        });
+    }
+    facts
+        .threads
+        .map(|(tasks, limit)| ThreadsEvidence { tasks, limit })
+}

@@ -1,0 +1,93 @@
+//! The arithmetic of `__vm_enough_memory` (mm/util.c, 5.10 to 7.2).
+//!
+//! Strict mode refuses unless `vm_committed_as`, with the request already
+//! added, is below `allowed`:
+//!
+//! ```text
+//! allowed = CommitLimit
+//!         - admin_reserve                       unless cap_sys_admin
+//!         - min(total_vm / 32, user_reserve)    total_vm of the forking process
+//! ```
+
+use pgfork_trace_common::{Attempt, valid};
+
+use super::{Facts, evidence::OvercommitEvidence};
+
+/// Strict mode of vm.overcommit_memory.
+pub(super) const STRICT: i32 = 2;
+
+pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvidence> {
+    let page = facts.page_size;
+    let call = (attempt.valid & valid::OVERCOMMIT_CALL != 0).then_some(attempt.overcommit);
+    let mode = if attempt.valid & valid::OVERCOMMIT_MODE != 0 {
+        Some(attempt.overcommit.mode)
+    } else {
+        facts.overcommit.map(|settings| settings.mode)
+    };
+    if mode != Some(STRICT) && call.is_none() {
+        return mode.map(|mode| OvercommitEvidence {
+            overcommit_memory: Some(mode),
+            ..OvercommitEvidence::default()
+        });
+    }
+    let total_vm_pages = call
+        .map(|call| call.total_vm_pages)
+        .filter(|pages| *pages > 0)
+        .or_else(|| (attempt.valid & valid::MM != 0).then_some(attempt.state.total_vm_pages));
+    // An unprivileged process is what PostgreSQL insists on being; without the
+    // call's own argument that is what is assumed only for uid != 0.
+    let privileged = call.map_or(
+        attempt.valid & valid::CRED != 0 && attempt.state.uid == 0,
+        |call| call.cap_sys_admin != 0,
+    );
+    let mut evidence = OvercommitEvidence {
+        overcommit_memory: mode,
+        requested_bytes: call
+            .and_then(|call| u64::try_from(call.pages).ok())
+            .map(|pages| pages * page),
+        fork_charge_bytes: facts.fork_charge_bytes,
+        // percpu_counter_read_positive: a negative reading counts as 0.
+        committed_bytes: (attempt.valid & valid::COMMITTED != 0)
+            .then(|| u64::try_from(attempt.overcommit.committed_pages).unwrap_or(0) * page),
+        backend_commit_bytes: facts.backends.commit_bytes,
+        ..OvercommitEvidence::default()
+    };
+    if let Some(memory) = &facts.memory {
+        evidence.commit_limit_bytes = Some(memory.commit_limit);
+        evidence.committed_after_bytes = Some(memory.committed_as);
+        evidence.mem_total_bytes = Some(memory.mem_total);
+        evidence.mem_available_bytes = Some(memory.mem_available);
+        evidence.swap_total_bytes = Some(memory.swap_total);
+        evidence.counter_skew_bytes = Some(counter_skew(memory.mem_total, facts.cpus, page));
+    }
+    if let Some(settings) = &facts.overcommit {
+        evidence.overcommit_ratio = Some(settings.ratio);
+        evidence.overcommit_bytes = Some(settings.kbytes * 1024);
+        let admin_pages = settings.admin_reserve_kbytes * 1024 / page;
+        evidence.admin_reserve_bytes = Some(if privileged { 0 } else { admin_pages * page });
+        let user_pages = settings.user_reserve_kbytes * 1024 / page;
+        evidence.user_reserve_bytes =
+            total_vm_pages.map(|total| (total / 32).min(user_pages) * page);
+    }
+    evidence.usable_bytes = usable(&evidence);
+    Some(evidence)
+}
+
+fn usable(evidence: &OvercommitEvidence) -> Option<u64> {
+    let reserves = evidence.admin_reserve_bytes? + evidence.user_reserve_bytes?;
+    Some(evidence.commit_limit_bytes?.saturating_sub(reserves))
+}
+
+/// Most that `percpu_counter_read` may differ from the exact sum, in bytes:
+/// `vm_committed_as_batch` for each CPU (mm/mm_init.c `mm_compute_batch`, 5.10 to 7.2:
+/// in strict mode RAM / CPUs / 256, at least 32 pages and twice the CPUs).
+fn counter_skew(mem_total: u64, cpus: u64, page: u64) -> u64 {
+    let cpus = cpus.max(1);
+    let batch_pages = (mem_total / page / cpus / 256).max(2 * cpus).max(32);
+    batch_pages * cpus * page
+}
+
+/// Whether the check would refuse `request_bytes` on top of `committed_bytes`.
+pub(super) fn refuses(committed_bytes: u64, request_bytes: u64, usable_bytes: u64) -> bool {
+    committed_bytes + request_bytes >= usable_bytes
+}

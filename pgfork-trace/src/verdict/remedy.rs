@@ -1,0 +1,273 @@
+//! What to change, with numbers computed from the evidence.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Cause, Evidence, Facts, OvercommitEvidence, Scope, evidence::CgroupLevel};
+
+/// A change that lets the refused fork pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Remedy {
+    /// What to type, or which line to put where.
+    pub command: String,
+    /// What it gives, and what it costs.
+    pub effect: String,
+    /// Takes effect at once, without a restart.
+    pub immediate: bool,
+}
+
+/// Smallest number of further backends that a remedy makes room for.
+const FEWEST_BACKENDS: u64 = 10;
+/// What a remedy aims for, where memory allows.
+const WANTED_BACKENDS: u64 = 50;
+
+pub(super) fn scope(cause: Cause, evidence: &Evidence) -> Option<Scope> {
+    match cause {
+        Cause::CommitLimit => Some(Scope::Host),
+        Cause::PidsCgroupMax => {
+            let (ancestor, level) = evidence
+                .pids
+                .iter()
+                .enumerate()
+                .find(|(_, level)| level.is_full())?;
+            Some(Scope::Cgroup {
+                path: level.path.clone(),
+                cgroup_id: level.cgroup_id,
+                ancestor,
+                unit: level.unit.clone(),
+                property: level.property.clone(),
+                container: level.container.clone(),
+            })
+        }
+        Cause::RlimitNproc => {
+            let nproc = evidence.nproc.as_ref()?;
+            let (ancestor, level) = nproc
+                .levels
+                .iter()
+                .enumerate()
+                .find(|(_, level)| level.is_full())?;
+            Some(Scope::User {
+                uid: nproc.uid?,
+                userns_inum: level.userns_inum,
+                ancestor,
+            })
+        }
+        Cause::Unknown => None,
+    }
+}
+
+pub(super) fn remedies(cause: Cause, evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
+    match cause {
+        Cause::CommitLimit => evidence
+            .overcommit
+            .as_ref()
+            .and_then(|overcommit| commit_limit(overcommit, facts))
+            .unwrap_or_default(),
+        Cause::PidsCgroupMax => pids(evidence, facts),
+        Cause::RlimitNproc => nproc(evidence, facts),
+        Cause::Unknown => Vec::new(),
+    }
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// Raises the commit limit so far that the fork and some more pass for certain:
+/// both reserves and the counter's inexactness are on top.
+fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Option<Vec<Remedy>> {
+    let settings = facts.overcommit?;
+    let memory = facts.memory?;
+    let charge = overcommit
+        .fork_charge_bytes
+        .or(overcommit.requested_bytes)?;
+    let backend = overcommit
+        .backend_commit_bytes
+        .unwrap_or(0)
+        .max(charge)
+        .max(MIB);
+    let reserves = overcommit.admin_reserve_bytes? + overcommit.user_reserve_bytes?;
+    let skew = overcommit.counter_skew_bytes?;
+    // The exact sum right after; the approximate counter may be behind it.
+    let committed = memory
+        .committed_as
+        .max(overcommit.committed_bytes.unwrap_or(0));
+    let affordable = memory.mem_available / 2 / backend;
+    let backends = affordable.clamp(FEWEST_BACKENDS, WANTED_BACKENDS);
+    let target = committed + backends * backend + reserves + skew;
+
+    let room = |limit: u64| limit.saturating_sub(committed + reserves + skew) / backend;
+    let mut remedies = Vec::new();
+    let (command, limit) = if settings.kbytes > 0 {
+        let kbytes = target.div_ceil(KIB);
+        (
+            format!("sysctl vm.overcommit_kbytes={kbytes}"),
+            kbytes * KIB,
+        )
+    } else {
+        let ram = memory.mem_total.saturating_sub(memory.hugetlb).max(1);
+        let percent = u64::try_from(
+            (u128::from(target.saturating_sub(memory.swap_total)) * 100).div_ceil(u128::from(ram)),
+        )
+        .unwrap_or(u64::MAX);
+        (
+            format!("sysctl vm.overcommit_ratio={percent}"),
+            scaled(ram, percent) + memory.swap_total,
+        )
+    };
+    remedies.push(Remedy {
+        command,
+        effect: format!(
+            "room for about {} more backends like these{}",
+            room(limit),
+            if limit > memory.mem_total + memory.swap_total {
+                "; promises more than RAM and swap hold, so the OOM killer may act"
+            } else {
+                ""
+            }
+        ),
+        immediate: true,
+    });
+    let missing = target.saturating_sub(memory.commit_limit).div_ceil(MIB);
+    remedies.push(Remedy {
+        command: format!("add {missing} MiB of swap"),
+        effect: format!(
+            "the same; each GiB of swap raises the limit by 1 GiB, room for about {} backends",
+            GIB / backend
+        ),
+        immediate: true,
+    });
+    Some(remedies)
+}
+
+fn scaled(ram: u64, percent: u64) -> u64 {
+    u64::try_from(u128::from(ram) * u128::from(percent) / 100).unwrap_or(u64::MAX)
+}
+
+/// Room for half as many again, at least `WANTED_BACKENDS`.
+fn raised(limit: u64) -> u64 {
+    limit + WANTED_BACKENDS.max(limit / 2)
+}
+
+/// Raises every level that would refuse within the room that is made: the
+/// refusing one alone may uncover the next.
+fn pids(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
+    let Some(refusing) = evidence.pids.iter().find(|level| level.is_full()) else {
+        return Vec::new();
+    };
+    let Some(limit) = refusing.limit else {
+        return Vec::new();
+    };
+    let more = raised(limit.max(refusing.tasks)) - refusing.tasks;
+    let mut remedies = Vec::new();
+    for level in &evidence.pids {
+        let Some(limit) = level.limit else { continue };
+        if level.tasks + more <= limit {
+            continue;
+        }
+        let effect = if std::ptr::eq(level, refusing) {
+            format!("room for {more} more tasks")
+        } else {
+            format!(
+                "needed as well: this one has {} tasks of {limit}",
+                level.tasks
+            )
+        };
+        remedies.extend(raise_pids(level, level.tasks + more, &effect, facts));
+    }
+    remedies
+}
+
+fn raise_pids(level: &CgroupLevel, target: u64, effect: &str, facts: &Facts) -> Option<Remedy> {
+    let effect = effect.to_owned();
+    if let Some(unit) = &level.unit
+        && level.container.is_none()
+    {
+        return Some(Remedy {
+            command: format!(
+                "systemctl set-property {} {}={target}",
+                quoted(unit),
+                level.property
+            ),
+            effect: format!("{effect}; lasts across restarts (--runtime: until the next boot)"),
+            immediate: true,
+        });
+    }
+    let fact = facts
+        .cgroups
+        .iter()
+        .find(|fact| fact.id == level.cgroup_id)?;
+    let effect = match &level.container {
+        Some(container) => format!(
+            "{effect}; until container {} is recreated: raise its pids limit there too",
+            container.get(..12).unwrap_or(container)
+        ),
+        None => effect,
+    };
+    Some(Remedy {
+        command: format!(
+            "echo {target} > {}",
+            quoted(&format!("{}/pids.max", fact.directory))
+        ),
+        effect,
+        immediate: true,
+    })
+}
+
+/// `RLIMIT_NPROC` of a running process can be raised from outside; children inherit it.
+fn nproc(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
+    let Some(nproc) = &evidence.nproc else {
+        return Vec::new();
+    };
+    let Some((ancestor, level)) = nproc
+        .levels
+        .iter()
+        .enumerate()
+        .find(|(_, level)| level.is_full())
+    else {
+        return Vec::new();
+    };
+    if ancestor > 0 {
+        // kernel/user_namespace.c `create_user_ns`, 6.1 to 7.2: frozen at creation.
+        return vec![Remedy {
+            command: "raise RLIMIT_NPROC of the process that creates the user namespace, then recreate the container".to_owned(),
+            effect: format!(
+                "the limit of {} was frozen when the user namespace was made; it cannot be changed from outside",
+                level.limit.unwrap_or(0)
+            ),
+            immediate: false,
+        }];
+    }
+    let target = raised(level.limit.unwrap_or(0).max(level.tasks));
+    let room = target - level.tasks;
+    let mut remedies = vec![Remedy {
+        command: format!("prlimit --pid {} --nproc={target}:{target}", facts.pid),
+        effect: format!(
+            "room for {room} more tasks of this user, until the postmaster is restarted"
+        ),
+        immediate: true,
+    }];
+    remedies.push(match &facts.unit {
+        Some(unit) => Remedy {
+            command: format!("systemctl edit {}: [Service] LimitNPROC={target}", quoted(unit)),
+            effect: "the same, from the next restart on".to_owned(),
+            immediate: false,
+        },
+        None => Remedy {
+            command: format!("nproc {target} for the user in /etc/security/limits.conf, or ulimit -u where it is started"),
+            effect: "the same, from the next start on".to_owned(),
+            immediate: false,
+        },
+    });
+    remedies
+}
+
+/// A word for a POSIX shell: unchanged where that is safe, else in single quotes.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+,@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
