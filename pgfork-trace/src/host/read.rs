@@ -73,7 +73,7 @@ impl Ceiling {
 
     pub(crate) fn from_bytes(text: &[u8]) -> Option<Self> {
         match text {
-            b"max" | b"unlimited" | b"-1" => Some(Self::Unlimited),
+            b"max" | b"unlimited" => Some(Self::Unlimited),
             number => parse(number).map(Self::At),
         }
     }

@@ -199,7 +199,7 @@ pub fn identify(root: &Root, pid: Pid) -> Result<Identity, ReadError> {
     let ns_pid = status.ns_pids.last().copied().unwrap_or(pid);
     let why = match lock_file(&root.pid(pid).join("cwd"), ns_pid) {
         Ok(lock_file) => {
-            let postmaster = describe(root, pid, &stat, &status, exe, lock_file)?;
+            let postmaster = describe(root, pid, &stat, &status, exe, lock_file);
             // All of this was about one process only if it is still the same.
             return Ok(match process::still(root, postmaster.id())? {
                 true => Identity::Postmaster(Box::new(postmaster)),
@@ -272,15 +272,16 @@ fn describe(
     status: &Status,
     exe: Option<Exe>,
     lock_file: LockFile,
-) -> Result<Postmaster, ReadError> {
+) -> Postmaster {
     let cwd = root.pid(pid).join("cwd");
     let data_dir = match lock_file.data_dir.as_os_str().is_empty() {
         true => cwd.read_link().unwrap_or_default(),
         false => lock_file.data_dir.clone(),
     };
-    let cgroups = memberships(root, pid)?.unwrap_or_default();
+    // It is a postmaster whatever this file says.
+    let cgroups = memberships(root, pid).ok().flatten().unwrap_or_default();
     let own = membership_for(&cgroups, Controller::Pids);
-    Ok(Postmaster {
+    Postmaster {
         pid,
         ns_pid: status.ns_pids.last().copied().unwrap_or(pid),
         start_ticks: stat.start_ticks,
@@ -295,7 +296,7 @@ fn describe(
         container: first_name(own, &cgroups, container_of),
         cgroup: own.map(|membership| membership.path.clone()),
         lock_file,
-    })
+    }
 }
 
 /// What a path says by its name, asking the cgroup of the pids controller first: on v1, a process

@@ -28,10 +28,11 @@ pub struct PidsFacts {
     pub current: Option<u64>,
     /// `pids.max`.
     pub max: Option<Ceiling>,
-    /// `max` in `pids.events`. Up to 6.11, and on v1: forks from this very cgroup that were
-    /// refused here or above; since 6.12 on v2: forks refused by this limit.
+    /// `max` in `pids.events`. On v1, and on v2 of 5.10 and 6.1: forks from this very cgroup that
+    /// were refused, be it by a level above; on v2 of 6.12 to 7.2: forks refused by this limit
+    /// (`pids_event` in kernel/cgroup/pids.c).
     pub events_max: Option<u64>,
-    /// `max` in `pids.events.local` (v2 since 6.12).
+    /// `max` in `pids.events.local` (v2 of newer kernels).
     pub events_local_max: Option<u64>,
 }
 
@@ -48,9 +49,10 @@ pub struct MemoryFacts {
     pub swap_max_bytes: Option<Ceiling>,
     /// `memory.memsw.limit_in_bytes`: memory and swap together; v1 only.
     pub memsw_max_bytes: Option<Ceiling>,
-    /// `memory.kmem.limit_in_bytes`; v1 only, enforced up to 5.15 only.
+    /// `memory.kmem.limit_in_bytes`, bytes; v1 only. Enforced on 5.10 (`__memcg_kmem_charge`),
+    /// without effect on 6.1 and later.
     pub kmem_max_bytes: Option<Ceiling>,
-    /// `memory.kmem.usage_in_bytes`; v1 only.
+    /// `memory.kmem.usage_in_bytes`, bytes; v1 only.
     pub kmem_current_bytes: Option<u64>,
     /// `oom_kill_disable` in `memory.oom_control`; v1 only.
     pub oom_kill_disable: Option<bool>,

@@ -5,8 +5,8 @@ use super::super::{Pid, Root};
 
 /// Memory that the kernel charges to the commit counter when this process forks.
 ///
-/// `dup_mmap` (5.10:kernel/fork.c, 6.1:kernel/fork.c:648, 6.12:kernel/fork.c, from 6.18
-/// mm/mmap.c:1775) charges every mapping with `VM_ACCOUNT` on its own and skips those with
+/// `dup_mmap` (kernel/fork.c 5.10:536, 6.1:648, 6.12:698; mm/mmap.c 6.18:1775, 7.2:1781) charges
+/// every mapping with `VM_ACCOUNT` on its own and skips those with
 /// `VM_DONTCOPY`. PostgreSQL's shared buffers are shared and cost nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Accounted {
@@ -22,9 +22,9 @@ pub struct Accounted {
 /// `Ok(None)` without permission (it takes that of ptrace). An empty result is a process without
 /// memory of its own: a kernel thread or a zombie.
 ///
-/// The kernel walks the page tables of the process to produce this file, under its mmap lock, which
-/// takes in the order of milliseconds per GiB of resident memory with 4 KiB pages; so not for the
-/// hot path.
+/// The kernel walks the page tables of the process to produce this file (`show_smap`,
+/// fs/proc/task_mmu.c), shared buffers included, so this takes time in proportion to them and is
+/// not for the hot path.
 ///
 /// # Errors
 /// When a `Size` is not a number of kB.
