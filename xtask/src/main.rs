@@ -7,6 +7,7 @@
 
 mod cache;
 mod dist;
+mod ebpf;
 mod process;
 mod progress;
 mod setup;
@@ -38,6 +39,8 @@ enum Task {
         #[arg(long)]
         refresh: bool,
     },
+    /// Build the eBPF object, or check that the committed one is what the source gives
+    Ebpf(ebpf::Args),
     /// Build the static release binary into target/dist
     Dist,
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::ensure(setup::ALL).map(|()| ExitCode::SUCCESS),
         Task::Vm(args) => vm::cli::main(args),
         Task::Images { refresh } => vm::prepare(refresh).map(|()| ExitCode::SUCCESS),
+        Task::Ebpf(args) => ebpf::main(&args).map(|()| ExitCode::SUCCESS),
         Task::Dist => dist::main().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
