@@ -417,6 +417,20 @@ const _: () = {
     assert!(CHECK_COUNT < 64);
 };
 
+#[cfg(feature = "user")]
+mod pod {
+    use super::{Attempt, RefusalKey, Totals, Watched};
+
+    // SAFETY: repr(C), made of integers only, without padding bytes (asserted above).
+    unsafe impl aya::Pod for Attempt {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for RefusalKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Totals {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Watched {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

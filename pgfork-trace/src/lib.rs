@@ -1,4 +1,5 @@
 //! Why the kernel refused a fork.
+pub mod capture;
 pub mod host;
 pub mod kernel;
 pub mod postgres;

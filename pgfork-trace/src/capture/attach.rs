@@ -1,0 +1,122 @@
+//! Loading and attaching single programs.
+
+use std::num::NonZeroU32;
+
+use aya::{
+    Btf, Ebpf,
+    programs::{
+        FEntry, FExit, KProbe, Program, ProgramError, TracePoint, UProbe,
+        uprobe::{UProbeLink, UProbeScope},
+    },
+};
+
+use super::{CaptureError, libc_fork::Library};
+use crate::kernel::plan::Alternative;
+
+fn refused(program: &str, function: &str, source: ProgramError) -> CaptureError {
+    CaptureError::Program {
+        program: program.to_owned(),
+        function: function.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, CaptureError> {
+    ebpf.program_mut(name).ok_or_else(|| CaptureError::Method {
+        method: "any",
+        why: format!("the eBPF object has no program {name}"),
+    })
+}
+
+macro_rules! typed {
+    ($ebpf:expr, $name:expr, $kind:ty) => {{
+        let program: &mut $kind = program($ebpf, $name)?
+            .try_into()
+            .map_err(|error| refused($name, "", error))?;
+        program
+    }};
+}
+
+/// Attaches the fentry and fexit programs of a function; returns how many.
+/// A second one that fails takes the first one down again.
+pub(super) fn trampolines(ebpf: &mut Ebpf, hook: &Alternative, btf: &Btf) -> Result<usize, CaptureError> {
+    let function = hook.function;
+    let mut attached = 0;
+    if let Some(name) = hook.fentry {
+        let fentry = typed!(ebpf, name, FEntry);
+        fentry.load(function, btf).and_then(|()| fentry.attach()).map_err(|error| refused(name, function, error))?;
+        attached += 1;
+    }
+    if let Some(name) = hook.fexit {
+        let fexit = typed!(ebpf, name, FExit);
+        if let Err(error) = fexit.load(function, btf).and_then(|()| fexit.attach()) {
+            if let Some(first) = hook.fentry {
+                // It goes with its link.
+                let _ = typed!(ebpf, first, FEntry).unload();
+            }
+            return Err(refused(name, function, error));
+        }
+        attached += 1;
+    }
+    Ok(attached)
+}
+
+/// Attaches the kprobe and kretprobe programs of a function; returns how many.
+pub(super) fn kprobes(ebpf: &mut Ebpf, hook: &Alternative) -> Result<usize, CaptureError> {
+    let function = hook.function;
+    let mut attached: Vec<&str> = Vec::new();
+    for name in [hook.kprobe, hook.kretprobe].into_iter().flatten() {
+        let probe = typed!(ebpf, name, KProbe);
+        if let Err(error) = probe.load().and_then(|()| probe.attach(function, 0)) {
+            for first in attached {
+                let _ = typed!(ebpf, first, KProbe).unload();
+            }
+            return Err(refused(name, function, error));
+        }
+        attached.push(name);
+    }
+    Ok(attached.len())
+}
+
+/// Attaches a program to a tracepoint of the same name.
+pub(super) fn tracepoint(ebpf: &mut Ebpf, category: &str, name: &str) -> Result<(), CaptureError> {
+    let tracepoint = typed!(ebpf, name, TracePoint);
+    tracepoint
+        .load()
+        .and_then(|()| tracepoint.attach(category, name))
+        .map(|_| ())
+        .map_err(|error| refused(name, name, error))
+}
+
+const FORK_ENTRY: &str = "libc_fork_uprobe";
+const FORK_RETURN: &str = "libc_fork_uretprobe";
+
+/// Probes on one process's own `fork`; detached when dropped.
+pub(super) struct ForkProbes {
+    _entry: UProbeLink,
+    _return: UProbeLink,
+}
+
+/// Loads the programs that watch `fork` of C libraries.
+pub(super) fn load_fork_probes(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    for name in [FORK_ENTRY, FORK_RETURN] {
+        typed!(ebpf, name, UProbe).load().map_err(|error| refused(name, "", error))?;
+    }
+    Ok(())
+}
+
+/// Attaches them to one process: no cost for any other.
+pub(super) fn fork_probes(ebpf: &mut Ebpf, pid: u32, library: &Library) -> Result<ForkProbes, CaptureError> {
+    let scope = NonZeroU32::new(pid).ok_or_else(|| CaptureError::NoLibc { pid, why: "no such process".to_owned() })?;
+    let mut attach = |name: &str| -> Result<UProbeLink, CaptureError> {
+        let probe = typed!(ebpf, name, UProbe);
+        let link = probe
+            .attach(library.fork_offset, &library.path, UProbeScope::OneProcess(scope))
+            .map_err(|error| refused(name, "fork", error))?;
+        probe.take_link(link).map_err(|error| refused(name, "fork", error))
+    };
+    // The return first: an entry without it would leave an attempt open.
+    let _return = attach(FORK_RETURN)?;
+    let _entry = attach(FORK_ENTRY)?;
+    Ok(ForkProbes { _entry, _return })
+}

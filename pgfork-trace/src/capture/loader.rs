@@ -1,0 +1,299 @@
+//! From the running kernel's types to attached programs.
+
+use std::{
+    collections::{BTreeMap, HashMap as StdHashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel, include_bytes_aligned, maps::{HashMap, RingBuf}};
+use pgfork_trace_common::Check;
+
+use super::{
+    Capture, CaptureError, attach,
+    error::{Standing, explain_load, missing_capabilities},
+};
+use crate::{
+    host::Root,
+    kernel::{
+        btf::{self, Btf},
+        functions,
+        layout::Layout,
+        plan::{Hook, Method, Plan, row},
+        symbols::{Symbols, VARIABLES},
+    },
+    verdict::Coverage,
+};
+
+static OBJECT: &[u8] = include_bytes_aligned!(env!("PGFORK_TRACE_EBPF_OBJECT_PATH"));
+
+/// Names that a postmaster's program may have.
+const EXEC_NAMES: [&str; 3] = ["postgres", "postmaster", "edb-postgres"];
+
+/// How to start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Method to use; `None` takes the best that works.
+    pub method: Option<Method>,
+    /// Kernel side diagnostics: off, or on with the verifier's log.
+    pub verbose: bool,
+    /// The kernel's BTF.
+    pub btf: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { method: None, verbose: false, btf: PathBuf::from(btf::VMLINUX) }
+    }
+}
+
+pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
+    let standing = standing();
+    if let Some(missing) = missing_capabilities(&standing) {
+        return Err(CaptureError::Privilege { missing });
+    }
+    let kernel = Kernel::read(&settings.btf)?;
+    raise_memlock();
+    let mut ebpf = load(&kernel, settings.verbose).map_err(|error| explain_load(error, &standing))?;
+    let mut maps = Maps::take(&mut ebpf)?;
+    for name in EXEC_NAMES {
+        let mut comm = [0; 16];
+        comm[..name.len()].copy_from_slice(name.as_bytes());
+        maps.exec_names.insert(comm, 1, 0).map_err(|source| CaptureError::Map { name: "EXEC_NAMES", source })?;
+    }
+    let attached = choose_method(&mut ebpf, &kernel, settings.method)?;
+    for name in ["sched_process_exec", "sched_process_exit"] {
+        attach::tracepoint(&mut ebpf, "sched", name)?;
+    }
+    Ok(Capture {
+        ebpf,
+        records: maps.records,
+        watched: maps.watched,
+        totals: maps.totals,
+        refusals: maps.refusals,
+        coverage: Coverage { method: attached.method, hooked: attached.hooked, not_seen: attached.not_seen },
+        probes: attached.probes + 2,
+        forks: StdHashMap::new(),
+        refused_methods: attached.refused,
+    })
+}
+
+/// What the kernel offers.
+struct Kernel {
+    layout: Layout,
+    plan: Plan,
+    symbols: Symbols,
+}
+
+impl Kernel {
+    fn read(btf_path: &Path) -> Result<Self, CaptureError> {
+        let functions = Plan::functions();
+        let mut wanted = Layout::wanted();
+        wanted.types.extend(&functions);
+        let btf = Btf::open(btf_path, &wanted).map_err(|source| CaptureError::Btf { source })?;
+        let plan = Plan::choose(&btf).map_err(|source| CaptureError::Btf { source })?;
+        // Hidden or unreadable symbols only cost evidence; the verdict then says so.
+        let symbols = Symbols::read(Path::new("/proc/kallsyms"), &functions).unwrap_or_default();
+        Ok(Self { layout: Layout::resolve(&btf)?, plan, symbols })
+    }
+
+    fn address(&self, variable: &str) -> u64 {
+        self.symbols.addresses.get(variable).copied().unwrap_or(0)
+    }
+
+    /// The kernel's ids of the functions to hook, in the form that aya takes.
+    fn function_ids(&self) -> Result<AyaBtf, CaptureError> {
+        let ids: BTreeMap<u32, String> = self
+            .plan
+            .hooks
+            .iter()
+            .filter_map(|hook| Some((hook.btf_id?, hook.alternative.function.to_owned())))
+            .collect();
+        AyaBtf::parse(&functions::skeleton(&ids), Endianness::default())
+            .map_err(|error| CaptureError::Object(error.into()))
+    }
+}
+
+fn load(kernel: &Kernel, verbose: bool) -> Result<Ebpf, aya::EbpfError> {
+    let addresses = VARIABLES.map(|variable| kernel.address(variable));
+    let names = VARIABLES.map(str::to_ascii_uppercase);
+    // aya_log::LEVEL: 0 turns every diagnostic of the kernel side into dead code.
+    let log_level: u8 = if verbose { log::Level::Debug as u8 } else { 0 };
+    let mut loader = without_btf();
+    loader
+        .override_global("OFFSETS", &kernel.layout.offsets[..], true)
+        .override_global("PIDS_CGRP_ID", &kernel.layout.pids_cgrp_id, true)
+        .override_global(aya_log::LEVEL, &log_level, true)
+        .verifier_log_level(if verbose { VerifierLogLevel::default() } else { VerifierLogLevel::DISABLE });
+    for (name, address) in names.iter().zip(&addresses) {
+        loader.override_global(name, address, true);
+    }
+    loader.load(OBJECT)
+}
+
+/// `EbpfLoader::new` parses the kernel's whole BTF, about 13 MiB that a host at
+/// its commit limit may not have, and that an object without CO-RE relocations
+/// never uses. With no file descriptor to be had it cannot open that file, and
+/// goes without.
+fn without_btf<'a>() -> EbpfLoader<'a> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for writing.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    let none = libc::rlimit { rlim_cur: 0, ..limit };
+    // SAFETY: a valid limit; open descriptors stay open, and this program has one thread.
+    let lowered = known && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) } == 0;
+    let mut loader = EbpfLoader::new();
+    if lowered {
+        // SAFETY: as above, with the limit that was in force before.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+    loader.btf(None);
+    loader
+}
+
+/// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK` (kernel/bpf/syscall.c,
+/// `bpf_charge_memlock`). Only this process's own limit is touched.
+fn raise_memlock() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a valid limit. Where it is refused, later kernels do not need it.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+}
+
+struct Maps {
+    records: RingBuf<aya::maps::MapData>,
+    watched: HashMap<aya::maps::MapData, u32, pgfork_trace_common::Watched>,
+    totals: HashMap<aya::maps::MapData, u32, pgfork_trace_common::Totals>,
+    refusals: HashMap<aya::maps::MapData, pgfork_trace_common::RefusalKey, u64>,
+    exec_names: HashMap<aya::maps::MapData, [u8; 16], u8>,
+}
+
+impl Maps {
+    fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+        fn map<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
+            ebpf: &mut Ebpf,
+            name: &'static str,
+        ) -> Result<T, CaptureError> {
+            let missing = || aya::maps::MapError::InvalidName { name: name.to_owned() };
+            ebpf.take_map(name)
+                .ok_or_else(missing)
+                .and_then(T::try_from)
+                .map_err(|source| CaptureError::Map { name, source })
+        }
+        Ok(Self {
+            records: map(ebpf, "RECORDS")?,
+            watched: map(ebpf, "WATCHED")?,
+            totals: map(ebpf, "TOTALS")?,
+            refusals: map(ebpf, "REFUSALS")?,
+            exec_names: map(ebpf, "EXEC_NAMES")?,
+        })
+    }
+}
+
+/// The outcome of attaching.
+struct Attached {
+    method: Method,
+    hooked: HashSet<Check>,
+    not_seen: Vec<(Check, String)>,
+    probes: usize,
+    refused: Vec<String>,
+}
+
+/// Tries the methods, best first, on `kernel_clone`; the first that works is
+/// the method. Single checks that it cannot hook are then tried by kprobe.
+fn choose_method(ebpf: &mut Ebpf, kernel: &Kernel, forced: Option<Method>) -> Result<Attached, CaptureError> {
+    let btf = kernel.function_ids()?;
+    let mut refused = Vec::new();
+    for method in [Method::Fexit, Method::Kprobe, Method::Tracepoint] {
+        if forced.is_some_and(|forced| forced != method) {
+            continue;
+        }
+        let attached = match method {
+            Method::Tracepoint => state_only(ebpf, kernel),
+            hooks => all_hooks(ebpf, kernel, &btf, hooks),
+        };
+        match attached {
+            Ok(attached) => return Ok(Attached { refused, ..attached }),
+            Err(error) if forced.is_some() => {
+                return Err(CaptureError::Method { method: method.name(), why: error.to_string() });
+            }
+            Err(error) => refused.push(format!("{}: {error}", method.name())),
+        }
+    }
+    Err(CaptureError::Method { method: "any", why: refused.join("; ") })
+}
+
+/// The checks first, `kernel_clone` last: no attempt is opened before all its checks are watched.
+fn all_hooks(ebpf: &mut Ebpf, kernel: &Kernel, btf: &AyaBtf, method: Method) -> Result<Attached, CaptureError> {
+    let (clone, checks): (Vec<&Hook>, Vec<&Hook>) =
+        kernel.plan.hooks.iter().partition(|hook| row(hook.check).essential);
+    let clone = *clone.first().ok_or_else(|| CaptureError::Method {
+        method: method.name(),
+        why: kernel.plan.not_seen.first().map_or_else(String::new, |not_seen| not_seen.why.clone()),
+    })?;
+    let mut attached = Attached {
+        method,
+        hooked: HashSet::new(),
+        not_seen: kernel.plan.not_seen.iter().map(|it| (it.check, it.why.clone())).collect(),
+        probes: 0,
+        refused: Vec::new(),
+    };
+    // Asked first whether the method works at all: one program, not attached yet.
+    let first = checks.first().copied().unwrap_or(clone);
+    attached.probes += by(ebpf, first, btf, method)?;
+    attached.hooked.insert(first.check);
+    for hook in checks.into_iter().filter(|hook| hook.check != first.check) {
+        let result = by(ebpf, hook, btf, method)
+            .or_else(|error| if method == Method::Fexit { by(ebpf, hook, btf, Method::Kprobe) } else { Err(error) });
+        match result {
+            Ok(probes) => {
+                attached.probes += probes;
+                attached.hooked.insert(hook.check);
+            }
+            Err(error) => attached.not_seen.push((hook.check, error.to_string())),
+        }
+    }
+    attached.probes += by(ebpf, clone, btf, method)?;
+    attached.hooked.insert(clone.check);
+    Ok(attached)
+}
+
+fn by(ebpf: &mut Ebpf, hook: &Hook, btf: &AyaBtf, method: Method) -> Result<usize, CaptureError> {
+    match method {
+        Method::Fexit => attach::trampolines(ebpf, hook.alternative, btf),
+        _ => attach::kprobes(ebpf, hook.alternative),
+    }
+}
+
+/// The tracepoint method: no check is hooked; the state right after the fork is read.
+fn state_only(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<Attached, CaptureError> {
+    attach::load_fork_probes(ebpf)?;
+    let mut not_seen: Vec<(Check, String)> = Vec::new();
+    for variable in VARIABLES {
+        if kernel.address(variable) == 0 {
+            let what = format!("the kernel does not show {variable}; /proc is read right after instead");
+            not_seen.push((Check::KernelClone, what));
+        }
+    }
+    Ok(Attached { method: Method::Tracepoint, hooked: HashSet::new(), not_seen, probes: 0, refused: Vec::new() })
+}
+
+/// Reads what this process may do. What cannot be read is taken as harmless:
+/// the kernel's own refusal then speaks.
+fn standing() -> Standing {
+    let root = Root::default();
+    let status = crate::host::process::status(&root, std::process::id()).ok().flatten();
+    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|text| {
+        let (_, rest) = text.split_once('[')?;
+        Some(rest.split_once(']')?.0.to_owned())
+    });
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Standing {
+        capabilities: status.as_ref().and_then(|status| status.cap_effective).unwrap_or(u64::MAX),
+        seccomp_filter: matches!(
+            status.and_then(|status| status.seccomp),
+            Some(crate::host::process::Seccomp::Filter)
+        ),
+        lockdown,
+        release: release.trim().to_owned(),
+    }
+}

@@ -1,0 +1,161 @@
+//! Load the kernel side, attach it, and read what it sends.
+
+mod attach;
+mod error;
+mod libc_fork;
+mod loader;
+mod record;
+
+use std::{collections::HashMap as StdHashMap, os::fd::{AsRawFd, RawFd}};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, RingBuf},
+};
+use pgfork_trace_common::{HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched};
+
+pub use error::CaptureError;
+pub use loader::Settings;
+pub use record::Record;
+
+use crate::{kernel::plan::Method, verdict::Coverage};
+
+/// The attached kernel side. Everything is detached when it is dropped, or by
+/// the kernel when the process ends, however it ends.
+pub struct Capture {
+    ebpf: Ebpf,
+    records: RingBuf<MapData>,
+    watched: HashMap<MapData, u32, Watched>,
+    totals: HashMap<MapData, u32, Totals>,
+    refusals: HashMap<MapData, RefusalKey, u64>,
+    coverage: Coverage,
+    probes: usize,
+    forks: StdHashMap<u32, attach::ForkProbes>,
+    refused_methods: Vec<String>,
+}
+
+const NO_TOTALS: Totals = Totals {
+    forks: 0,
+    refused: 0,
+    restarted: 0,
+    lost: 0,
+    untracked: 0,
+    histogram: [0; HISTOGRAM_BUCKETS],
+};
+
+impl Capture {
+    /// Loads and attaches. Nothing stays behind when it fails.
+    ///
+    /// # Errors
+    /// With what is missing, and what to do about it.
+    pub fn start(settings: &Settings) -> Result<Self, CaptureError> {
+        loader::start(settings)
+    }
+
+    /// Which checks are watched, and how.
+    #[must_use]
+    pub const fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// Number of attached probes on kernel functions and tracepoints.
+    #[must_use]
+    pub const fn probes(&self) -> usize {
+        self.probes
+    }
+
+    /// Methods that were tried and refused by the kernel, with the reason.
+    #[must_use]
+    pub fn refused_methods(&self) -> &[String] {
+        &self.refused_methods
+    }
+
+    /// Follows the forks of process `pid` (in the initial pid namespace).
+    ///
+    /// # Errors
+    /// When the table is full or, with the tracepoint method, when the process
+    /// has no C library whose `fork` could be watched.
+    pub fn watch(&mut self, pid: u32) -> Result<(), CaptureError> {
+        let mut watched = Watched::default();
+        let library = if self.coverage.method == Method::Tracepoint {
+            let library = libc_fork::locate(pid)?;
+            watched.errno_tp_offset = library.errno_tp_offset.unwrap_or(0);
+            Some(library)
+        } else {
+            None
+        };
+        if self.totals.get(&pid, 0).is_err() {
+            self.totals
+                .insert(pid, NO_TOTALS, 0)
+                .map_err(|source| CaptureError::TooManyWatched { pid, source })?;
+        }
+        self.watched
+            .insert(pid, watched, 0)
+            .map_err(|source| CaptureError::TooManyWatched { pid, source })?;
+        if let Some(library) = library {
+            match attach::fork_probes(&mut self.ebpf, pid, &library) {
+                Ok(probes) => {
+                    self.forks.insert(pid, probes);
+                }
+                Err(error) => {
+                    self.unwatch(pid);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops following `pid`; its totals remain readable.
+    pub fn unwatch(&mut self, pid: u32) {
+        self.forks.remove(&pid);
+        // Absent is what is wanted.
+        let _ = self.watched.remove(&pid);
+    }
+
+    /// Whether errno can be read for `pid` (always, but with the tracepoint method).
+    #[must_use]
+    pub fn reads_errno(&self, pid: u32) -> bool {
+        self.coverage.method != Method::Tracepoint
+            || self
+                .watched
+                .get(&pid, 0)
+                .is_ok_and(|watched| watched.errno_tp_offset != 0)
+    }
+
+    /// The next record, if one is waiting.
+    pub fn next_record(&mut self) -> Option<Record> {
+        loop {
+            let item = self.records.next()?;
+            if let Some(record) = Record::decode(&item) {
+                return Some(record);
+            }
+        }
+    }
+
+    /// Exact totals of a watched process.
+    #[must_use]
+    pub fn totals(&self, pid: u32) -> Option<Totals> {
+        self.totals.get(&pid, 0).ok()
+    }
+
+    /// Exact counts of refusals, by what was seen of them.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(RefusalKey, u64)> {
+        self.refusals.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Connects the kernel side's diagnostics to the `log` crate.
+    ///
+    /// # Errors
+    /// When the log ring buffer cannot be read.
+    pub fn diagnostics(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
+        aya_log::EbpfLogger::init(&mut self.ebpf)
+    }
+}
+
+impl AsRawFd for Capture {
+    fn as_raw_fd(&self) -> RawFd {
+        self.records.as_raw_fd()
+    }
+}
