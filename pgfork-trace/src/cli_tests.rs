@@ -31,7 +31,14 @@ fn no_subcommand_is_trace() {
 
 #[test]
 fn options_work_before_and_after_trace() {
-    for arguments in [&["--json", "--pid", "7", "--for", "5m"][..], &["trace", "--json", "--pid", "7", "--for", "5m"], &["--pid", "7", "--json", "trace", "--for", "5m"], &["--pid", "7", "--for", "1s", "trace", "--for", "5m", "--json"]] {
+    for arguments in [
+        &["--json", "--pid", "7", "--for", "5m"][..],
+        &["trace", "--json", "--pid", "7", "--for", "5m"],
+        &["--pid", "7", "--json", "trace", "--for", "5m"],
+        &[
+            "--pid", "7", "--for", "1s", "trace", "--for", "5m", "--json",
+        ],
+    ] {
         let plan = plan(arguments);
         assert!(plan.output.json, "{arguments:?}");
         let Command::Trace(trace) = plan.command else {
@@ -44,15 +51,43 @@ fn options_work_before_and_after_trace() {
 
 #[test]
 fn lists_are_repeatable() {
-    let trace = trace(&["--pid", "7,8", "--port", "5432", "trace", "--pid", "9", "--data-dir", "/a", "--data-dir", "/b"]);
+    let trace = trace(&[
+        "--pid",
+        "7,8",
+        "--port",
+        "5432",
+        "trace",
+        "--pid",
+        "9",
+        "--data-dir",
+        "/a",
+        "--data-dir",
+        "/b",
+    ]);
     assert_eq!(trace.filter.pids, [7, 8, 9]);
     assert_eq!(trace.filter.ports, [5432]);
-    assert_eq!(trace.filter.data_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
+    assert_eq!(
+        trace.filter.data_dirs,
+        [PathBuf::from("/a"), PathBuf::from("/b")]
+    );
 }
 
 #[test]
 fn output_options() {
-    let plan = plan(&["-o", "f", "--max-size", "2M", "--color", "never", "-q", "-vv", "--method", "kprobe", "--until", "3"]);
+    let plan = plan(&[
+        "-o",
+        "f",
+        "--max-size",
+        "2M",
+        "--color",
+        "never",
+        "-q",
+        "-vv",
+        "--method",
+        "kprobe",
+        "--until",
+        "3",
+    ]);
     assert_eq!(
         plan.output,
         OutputOptions {
@@ -74,19 +109,54 @@ fn probes_takes_its_few_options() {
     assert_eq!(plan.command, Command::Probes);
     assert!(plan.output.json);
     assert_eq!(plan.method, Some(Method::Tracepoint));
-    assert!(refused(&["probes", "--pid", "1"]).to_string().contains("--pid"));
-    assert!(refused(&["--pid", "1", "probes"]).to_string().contains("'probes' takes only"));
+    assert!(
+        refused(&["probes", "--pid", "1"])
+            .to_string()
+            .contains("--pid")
+    );
+    assert!(
+        refused(&["--pid", "1", "probes"])
+            .to_string()
+            .contains("'probes' takes only")
+    );
 }
 
 #[test]
 fn durations_and_sizes() {
-    for (text, seconds) in [("90", 90), ("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172_800)] {
-        assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+    for (text, seconds) in [
+        ("90", 90),
+        ("90s", 90),
+        ("5m", 300),
+        ("1h", 3600),
+        ("2d", 172_800),
+    ] {
+        assert_eq!(
+            parse_duration(text),
+            Ok(Duration::from_secs(seconds)),
+            "{text}"
+        );
     }
-    for text in ["", "m", "0", "0m", "5x", "5 m", "-1", "1.5h", "5µ", "99999999999999999999", "18446744073709551615d"] {
+    for text in [
+        "",
+        "m",
+        "0",
+        "0m",
+        "5x",
+        "5 m",
+        "-1",
+        "1.5h",
+        "5µ",
+        "99999999999999999999",
+        "18446744073709551615d",
+    ] {
         assert!(parse_duration(text).is_err(), "{text}");
     }
-    for (text, bytes) in [("65536", 65536), ("64K", 65536), ("1m", 1 << 20), ("2G", 2 << 30)] {
+    for (text, bytes) in [
+        ("65536", 65536),
+        ("64K", 65536),
+        ("1m", 1 << 20),
+        ("2G", 2 << 30),
+    ] {
         assert_eq!(parse_size(text), Ok(bytes), "{text}");
     }
     for text in ["", "1K", "5T", "99999999999G"] {
@@ -96,10 +166,25 @@ fn durations_and_sizes() {
 
 #[test]
 fn wrong_usage_exits_with_2_and_help_with_0() {
-    for arguments in [&["--pid", "0"][..], &["--pid", "x"], &["--port", "0"], &["--until", "0"], &["--method", "magic"], &["check"], &["--max-size", "1M"], &["--color"]] {
+    for arguments in [
+        &["--pid", "0"][..],
+        &["--pid", "x"],
+        &["--port", "0"],
+        &["--until", "0"],
+        &["--method", "magic"],
+        &["check"],
+        &["--max-size", "1M"],
+        &["--color"],
+    ] {
         assert_eq!(refused(arguments).exit_code(), 2, "{arguments:?}");
     }
-    for arguments in [&["--help"][..], &["-h"], &["--version"], &["probes", "--help"], &["trace", "-h"]] {
+    for arguments in [
+        &["--help"][..],
+        &["-h"],
+        &["--version"],
+        &["probes", "--help"],
+        &["trace", "-h"],
+    ] {
         assert_eq!(refused(arguments).exit_code(), 0, "{arguments:?}");
     }
 }
@@ -107,7 +192,13 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
 #[test]
 fn help_names_exit_statuses_and_examples() {
     let help = refused(&["--help"]).to_string();
-    for part in ["Exit status:", "Examples:", "could not do the job", "--until", "probes"] {
+    for part in [
+        "Exit status:",
+        "Examples:",
+        "could not do the job",
+        "--until",
+        "probes",
+    ] {
         assert!(help.contains(part), "{part}");
     }
 }

@@ -1,0 +1,292 @@
+//! The command line: raw flags, and the plan that they resolve to.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+
+use crate::{
+    host::Pid,
+    kernel::plan::Method,
+    output::{Color, OutputOptions},
+    postgres::Filter,
+};
+
+/// Smallest `--max-size`: room for the start, some refusals and the totals.
+const SMALLEST_MAX_SIZE: u64 = 64 * 1024;
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  ran, and saw no refusal
+  1  refusals were seen
+  2  could not do the job";
+
+const AFTER_LONG_HELP: &str = "\
+Examples:
+  pgfork-trace                            watch all postmasters until Ctrl-C
+  pgfork-trace --port 5432 --for 5m       one of them, for five minutes
+  pgfork-trace --until 1 -o refusal.json  until the first refusal, kept as JSON
+  pgfork-trace --pid $(pidof pgbouncer)   any process that forks
+  pgfork-trace probes                     what can be watched on this kernel
+
+Exit status:
+  0  ran, and saw no refusal
+  1  refusals were seen
+  2  could not do the job";
+
+/// Says why the kernel refused a PostgreSQL fork: which check, whose limit, what to change
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = AFTER_HELP, after_long_help = AFTER_LONG_HELP)]
+struct Flags {
+    #[command(flatten)]
+    common: CommonFlags,
+    #[command(flatten)]
+    trace: TraceFlags,
+    #[command(subcommand)]
+    command: Option<SubFlags>,
+}
+
+#[derive(Debug, Subcommand)]
+enum SubFlags {
+    /// Watch, explain each refused fork, and summarize at the end (the default)
+    #[command(after_help = AFTER_HELP)]
+    Trace(TraceFlags),
+    /// Show what would be attached on this kernel, and what cannot be seen here
+    Probes,
+}
+
+/// Options of every subcommand.
+#[derive(Debug, Args)]
+struct CommonFlags {
+    /// JSON lines on standard output
+    ///
+    /// Header, notices and totals for people then go to standard error if that is a terminal, or with -v.
+    #[arg(long, global = true)]
+    json: bool,
+    /// How to watch; auto tries fexit, kprobe, tracepoint in this order
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "METHOD"
+    )]
+    method: MethodFlag,
+    /// When to use colours; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    color: Color,
+    /// No header and no notices; -qq: totals only
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    quiet: u8,
+    /// More about what is done and why; -vv: messages of the kernel's verifier too
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+/// Options of `trace`.
+#[derive(Debug, Default, PartialEq, Args)]
+struct TraceFlags {
+    /// Watch this process: a postmaster, or anything else that forks (repeatable)
+    #[arg(long = "pid", value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pids: Vec<Pid>,
+    /// Watch the postmaster on this port (repeatable)
+    #[arg(long = "port", value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    ports: Vec<u16>,
+    /// Watch the postmaster of this data directory (repeatable)
+    #[arg(long = "data-dir", value_name = "DIR")]
+    data_dirs: Vec<PathBuf>,
+    /// Also write JSON lines to FILE, which must not exist yet
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Most bytes of JSON to write (K, M, G: powers of 1024); then refusals are only counted
+    #[arg(long, value_name = "BYTES[K|M|G]", value_parser = parse_size)]
+    max_size: Option<u64>,
+    /// Stop after this time: 90, 90s, 5m, 1h, 2d
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    duration: Option<Duration>,
+    /// Stop after this many refusals
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    until: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum MethodFlag {
+    #[default]
+    Auto,
+    Fexit,
+    Kprobe,
+    Tracepoint,
+}
+
+impl TraceFlags {
+    /// Options given before and after the word `trace`: lists add up, else the later one counts.
+    fn then(mut self, later: Self) -> Self {
+        self.pids.extend(later.pids);
+        self.ports.extend(later.ports);
+        self.data_dirs.extend(later.data_dirs);
+        Self {
+            pids: self.pids,
+            ports: self.ports,
+            data_dirs: self.data_dirs,
+            output: later.output.or(self.output),
+            max_size: later.max_size.or(self.max_size),
+            duration: later.duration.or(self.duration),
+            until: later.until.or(self.until),
+        }
+    }
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Watch and explain.
+    Trace(TracePlan),
+    /// Show what would be attached.
+    Probes,
+}
+
+/// How to watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TracePlan {
+    /// Which processes.
+    pub filter: Filter,
+    /// Stop after this time.
+    pub duration: Option<Duration>,
+    /// Stop after this many refusals.
+    pub until: Option<u64>,
+}
+
+/// A command line, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What to do.
+    pub command: Command,
+    /// Method asked for; none: the best one that works.
+    pub method: Option<Method>,
+    /// Where and how to write.
+    pub output: OutputOptions,
+    /// Number of `-v`.
+    pub verbose: u8,
+}
+
+/// Understands a command line, program name first. An error of clap prints
+/// itself with `exit()`: status 2, or 0 for `--help` and `--version`.
+pub fn parse<I, T>(arguments: I) -> Result<Plan, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    resolve(Flags::try_parse_from(arguments)?)
+}
+
+/// The command line as clap has it, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Flags::command()
+}
+
+fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
+    let Flags {
+        common,
+        trace,
+        command,
+    } = flags;
+    let (trace, is_trace) = match command {
+        None => (trace, true),
+        Some(SubFlags::Trace(later)) => (trace.then(later), true),
+        Some(SubFlags::Probes) => (trace, false),
+    };
+    if !is_trace && trace != TraceFlags::default() {
+        return Err(conflict(
+            "'probes' takes only --json, --method, --color, -q and -v",
+        ));
+    }
+    if trace.max_size.is_some() && !common.json && trace.output.is_none() {
+        return Err(conflict("--max-size limits JSON: add --json or -o FILE"));
+    }
+    let output = OutputOptions {
+        json: common.json,
+        file: trace.output,
+        max_size: trace.max_size,
+        color: common.color,
+        quiet: common.quiet,
+        verbose: common.verbose,
+    };
+    let command = if is_trace {
+        Command::Trace(TracePlan {
+            filter: Filter {
+                pids: trace.pids,
+                ports: trace.ports,
+                data_dirs: trace.data_dirs,
+            },
+            duration: trace.duration,
+            until: trace.until,
+        })
+    } else {
+        Command::Probes
+    };
+    Ok(Plan {
+        command,
+        method: match common.method {
+            MethodFlag::Auto => None,
+            MethodFlag::Fexit => Some(Method::Fexit),
+            MethodFlag::Kprobe => Some(Method::Kprobe),
+            MethodFlag::Tracepoint => Some(Method::Tracepoint),
+        },
+        output,
+        verbose: common.verbose,
+    })
+}
+
+fn conflict(message: &str) -> clap::Error {
+    Flags::command().error(ErrorKind::ArgumentConflict, message)
+}
+
+/// A number and an optional one-letter unit.
+fn split_unit(text: &str) -> Result<(u64, &str), String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err("a number is expected".to_owned());
+    }
+    let number = number.parse().map_err(|_| "too large".to_owned())?;
+    Ok((number, unit))
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split_unit(text)?;
+    let scale = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86400,
+        _ => return Err("units are s, m, h, d".to_owned()),
+    };
+    match number.checked_mul(scale) {
+        Some(0) => Err("must be more than 0".to_owned()),
+        // About 30 years: far below what adding to a clock can take.
+        Some(seconds) if seconds <= 1_000_000_000 => Ok(Duration::from_secs(seconds)),
+        _ => Err("too large".to_owned()),
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = split_unit(text)?;
+    let shift = match unit {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        _ => return Err("units are K, M, G".to_owned()),
+    };
+    let bytes = number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "too large".to_owned())?;
+    if bytes < SMALLEST_MAX_SIZE {
+        return Err(format!("at least {}K", SMALLEST_MAX_SIZE / 1024));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

@@ -1,0 +1,353 @@
+//! What there is to say: one value for each JSON line. Plain data; text is rendered from the same.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::{
+    kernel::plan,
+    verdict::{Cause, Certainty, Scope, Verdict, errno_name},
+};
+
+/// Name and version of the format, in every line.
+pub const SCHEMA: &str = "pgfork-trace/1";
+
+/// Key of [`Totals::refused_by_cause`] for refusals that were counted while their record was lost.
+pub const DETAILS_LOST: &str = "details_lost";
+
+/// One JSON line without its envelope (`schema`, `time`).
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Line {
+    /// Watching begins.
+    Start(Start),
+    /// A fork was refused.
+    Refusal(Box<Refusal>),
+    /// Refusals that were counted instead of written.
+    Repeat(Repeat),
+    /// A watched process came or went.
+    Postmaster(PostmasterChange),
+    /// Something was missed.
+    Lost(Lost),
+    /// Something the user must know.
+    Notice(Notice),
+    /// Counts of one watched process.
+    Totals(Totals),
+    /// Watching ended; the last line.
+    End(End),
+}
+
+/// A line as it is written.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Record<'a> {
+    /// Format.
+    #[schemars(extend("const" = SCHEMA))]
+    schema: &'static str,
+    /// When: UTC, RFC 3339 with microseconds.
+    #[schemars(extend("format" = "date-time"))]
+    time: String,
+    #[serde(flatten)]
+    line: &'a Line,
+}
+
+impl<'a> Record<'a> {
+    /// Puts a line into its envelope.
+    #[must_use]
+    pub fn new(time: Timestamp, line: &'a Line) -> Self {
+        Self {
+            schema: SCHEMA,
+            time: format!("{time:.6}"),
+            line,
+        }
+    }
+}
+
+/// What a watched process is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchedKind {
+    /// A PostgreSQL postmaster.
+    #[default]
+    Postmaster,
+    /// Any other process, named with `--pid`.
+    Process,
+}
+
+/// A watched process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Postmaster {
+    /// Pid on the host.
+    pub pid: u32,
+    /// What it is.
+    pub kind: WatchedKind,
+    /// Its name (`comm`), where it is not a postmaster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+    /// TCP port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Data directory as the postmaster sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<String>,
+    /// Major version of PostgreSQL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// systemd unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Container id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+}
+
+/// How refusals are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// fentry and fexit programs.
+    Fexit,
+    /// kprobe and kretprobe programs.
+    Kprobe,
+    /// The return of the process's own `fork`; then the state is read.
+    Tracepoint,
+}
+
+impl From<plan::Method> for Method {
+    fn from(method: plan::Method) -> Self {
+        match method {
+            plan::Method::Fexit => Self::Fexit,
+            plan::Method::Kprobe => Self::Kprobe,
+            plan::Method::Tracepoint => Self::Tracepoint,
+        }
+    }
+}
+
+impl Method {
+    /// Its name in output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fexit => "fexit",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// Watching begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Start {
+    /// Version of this tool.
+    pub tool_version: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Method in use.
+    pub method: Method,
+    /// Number of attached programs.
+    pub probes: u64,
+    /// From the start of the tool to the last attached program.
+    pub attach_ns: u64,
+    /// Checks that cannot be watched here, and why.
+    pub not_seen: Vec<String>,
+    /// Watched processes; empty while waiting for a postmaster.
+    pub postmasters: Vec<Postmaster>,
+}
+
+/// The process that called fork.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Name (`comm`); bytes that are not UTF-8 as `\xNN`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+}
+
+/// An error of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Errno {
+    /// Number, positive.
+    pub number: i32,
+    /// Name, for example `ENOMEM`.
+    pub name: String,
+}
+
+impl Errno {
+    /// From a kernel result, for example -12.
+    #[must_use]
+    pub fn from_ret(ret: i32) -> Self {
+        Self {
+            number: ret.saturating_neg(),
+            name: errno_name(ret),
+        }
+    }
+}
+
+/// A fork was refused.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Refusal {
+    /// The watched process that it belongs to.
+    pub postmaster: Postmaster,
+    /// Who called.
+    pub process: Process,
+    /// Flags given to clone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clone_flags: Option<u64>,
+    /// What the process got; absent when it could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errno: Option<Errno>,
+    /// Time spent in the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ns: Option<u64>,
+    /// How it was seen.
+    pub method: Method,
+    /// The verdict.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// Records lost between the previous one and this.
+    pub lost_before: u64,
+}
+
+/// Refusals that were counted instead of written.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Repeat {
+    /// The watched process.
+    pub postmaster: Postmaster,
+    /// Cause.
+    pub cause: Cause,
+    /// How sure.
+    pub certainty: Certainty,
+    /// Whose limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
+    /// How many.
+    pub refusals: u64,
+}
+
+/// What happened to a watched process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// It started, or became a postmaster.
+    Appeared,
+    /// It ended.
+    Gone,
+    /// It ended, and another with the same data directory took its place.
+    Restarted,
+}
+
+/// A watched process came or went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct PostmasterChange {
+    /// What happened.
+    pub event: Change,
+    /// Which; the new one after a restart.
+    pub postmaster: Postmaster,
+    /// Its predecessor, after a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_pid: Option<u32>,
+}
+
+/// What was missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LostWhat {
+    /// Records of refusals: the ring buffer was full. The refusals are counted all the same.
+    Records,
+    /// Returns of watched functions that the kernel did not report (kretprobes in use).
+    Returns,
+    /// Attempts that were not followed: too many at once.
+    Attempts,
+}
+
+/// Something was missed since the last such line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Lost {
+    /// What.
+    pub what: LostWhat,
+    /// How many.
+    pub count: u64,
+}
+
+/// Something the user must know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Notice {
+    /// Which notice: `snake_case`, never renamed.
+    pub code: String,
+    /// What it says.
+    pub message: String,
+}
+
+impl Notice {
+    /// A notice as a line.
+    pub fn line(code: &str, message: impl Into<String>) -> Line {
+        Line::Notice(Self {
+            code: code.to_owned(),
+            message: message.into(),
+        })
+    }
+}
+
+/// Time from the entry to the exit of a fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ForkTime {
+    /// Median, in nanoseconds.
+    pub p50: u64,
+    /// 99th percentile, in nanoseconds.
+    pub p99: u64,
+}
+
+/// Counts of one watched process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Totals {
+    /// Which.
+    pub postmaster: Postmaster,
+    /// Attempts, refused ones included.
+    pub forks: u64,
+    /// Attempts that ended with an error.
+    pub refused: u64,
+    /// Attempts that the kernel restarted after a signal; they are no refusals.
+    pub restarted: u64,
+    /// Refusals whose record was lost.
+    pub lost: u64,
+    /// Attempts that were not followed from entry to exit.
+    pub untracked: u64,
+    /// Refusals by cause; `details_lost` for those whose record was lost.
+    pub refused_by_cause: BTreeMap<String, u64>,
+    /// Time a fork takes, in nanoseconds; absent when it was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fork_time_ns: Option<ForkTime>,
+}
+
+/// Why watching ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// Ctrl-C, SIGTERM, SIGHUP, or the reader of the output went away.
+    Signal,
+    /// `--for` is over.
+    Duration,
+    /// `--until` is reached.
+    Until,
+    /// Every process named with `--pid` has ended.
+    NoMore,
+}
+
+/// Watching ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct End {
+    /// From the last attached program to now.
+    pub watched_ns: u64,
+    /// Refusals of all watched processes.
+    pub refusals: u64,
+    /// Events lost in all: records, returns, attempts.
+    pub lost: u64,
+    /// Why.
+    pub reason: EndReason,
+    /// Every attempt of every watched process is in the totals.
+    pub accounted: bool,
+}

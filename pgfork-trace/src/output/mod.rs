@@ -1,0 +1,21 @@
+//! What users and programs read: text, JSON lines, and the file they are kept in.
+//!
+//! [`Line`] is what there is to say; [`Reporter`] says it, in the forms and to
+//! the places that [`OutputOptions`] ask for. Nothing here decides or reads the
+//! kernel.
+
+pub mod escape;
+mod file;
+mod fold;
+mod json;
+pub mod line;
+mod options;
+mod reporter;
+mod text;
+pub mod units;
+
+pub use file::OpenError;
+pub use json::schema;
+pub use line::Line;
+pub use options::{Color, OutputOptions, Surroundings};
+pub use reporter::{Closed, Reporter};
