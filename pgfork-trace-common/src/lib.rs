@@ -355,6 +355,8 @@ pub struct Totals {
     pub lost: u64,
     /// Attempts not followed because too many were open at once.
     pub untracked: u64,
+    /// Attempts whose return was not reported (kretprobes in use).
+    pub missed: u64,
     /// Duration of successful attempts: see [`bucket_of`].
     pub histogram: [u64; HISTOGRAM_BUCKETS],
 }
@@ -412,7 +414,7 @@ const _: () = {
     assert!(size_of::<Attempt>() == 776);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(size_of::<Watched>() == 8);
-    assert!(size_of::<Totals>() == 40 + 8 * HISTOGRAM_BUCKETS);
+    assert!(size_of::<Totals>() == 48 + 8 * HISTOGRAM_BUCKETS);
     assert!(size_of::<RefusalKey>() == 16);
     assert!(CHECK_COUNT < 64);
 };

@@ -117,14 +117,17 @@ pub fn begin(source: u32, clone_flags: u64) {
         return;
     }
     let Some(blank) = BLANK.get(0) else { return };
-    // A leftover of this thread (its return was missed) is replaced, not counted twice.
     if ATTEMPTS.insert(&tid, blank, BPF_NOEXIST as u64).is_ok() {
         OPEN.add(1);
-    } else if ATTEMPTS.insert(&tid, blank, 0).is_err() {
+    } else {
+        // Either a leftover of this thread, whose return was missed, or no room.
+        let replaced = ATTEMPTS.insert(&tid, blank, 0).is_ok();
         if let Some(totals) = totals(tgid) {
-            add(&mut totals.untracked);
+            add(if replaced { &mut totals.missed } else { &mut totals.untracked });
         }
-        return;
+        if !replaced {
+            return;
+        }
     }
     let Some(attempt) = open() else { return };
     attempt.kind = record::REFUSAL;

@@ -14,9 +14,9 @@ mod checks;
 mod kernel;
 
 use aya_ebpf::{
-    macros::{fentry, fexit, kprobe, kretprobe, tracepoint, uprobe, uretprobe},
+    macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
     programs::{
-        FEntryContext, FExitContext, ProbeContext, RetProbeContext, TracePointContext,
+        FEntryContext, FExitContext, ProbeContext, RetProbeContext, RawTracePointContext,
     },
 };
 use checks::{clone, overcommit, pids, process, rlimit, stages};
@@ -164,15 +164,16 @@ marker!(CgroupCancelFork; cgroup_cancel_fork_fentry; cgroup_cancel_fork_kprobe);
 marker!(TryToFreeMemCgroupPages; try_to_free_mem_cgroup_pages_fentry; try_to_free_mem_cgroup_pages_kprobe);
 check!(MemCgroupOutOfMemory, stages::false_result; mem_cgroup_out_of_memory_fexit(3); mem_cgroup_out_of_memory_kretprobe);
 
-// Processes of interest that appear or end.
+// Processes of interest that appear or end. Raw tracepoints, because the others
+// can only be attached where tracefs is mounted.
 
-#[tracepoint]
-fn sched_process_exec(ctx: TracePointContext) {
+#[raw_tracepoint]
+fn sched_process_exec(ctx: RawTracePointContext) {
     process::exec(&ctx);
 }
 
-#[tracepoint]
-fn sched_process_exit(ctx: TracePointContext) {
+#[raw_tracepoint]
+fn sched_process_exit(ctx: RawTracePointContext) {
     process::exit(&ctx);
 }
 

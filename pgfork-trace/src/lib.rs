@@ -1,8 +1,16 @@
 //! Why the kernel refused a fork.
+//!
+//! Data flows one way: `capture` reads what the kernel side saw, `gather` reads
+//! the host's facts, `verdict` decides (and reads nothing), `output` says it.
+
 pub mod capture;
 pub mod cli;
+pub mod diagnostics;
+pub mod gather;
 pub mod host;
 pub mod kernel;
 pub mod output;
 pub mod postgres;
+pub mod probes;
+pub mod trace;
 pub mod verdict;

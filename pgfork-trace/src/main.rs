@@ -1,2 +1,48 @@
-//! pgfork-trace.
-fn main() {}
+//! The command: parse, run, say how it went by the exit status.
+
+use std::{io::Write as _, process::ExitCode, time::Instant};
+
+use pgfork_trace::{
+    cli::{self, Command, Plan},
+    output::{Reporter, Surroundings},
+    probes, trace,
+};
+
+/// Could not do the job.
+const FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let plan = match cli::parse(std::env::args_os()) {
+        Ok(plan) => plan,
+        Err(error) => error.exit(),
+    };
+    match run(plan, started) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(1),
+        // Nobody reads any more: nobody can be told.
+        Err(error) if trace::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "pgfork-trace: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
+    match plan.command {
+        Command::Probes => probes::run(plan.output.json, plan.method).map(|()| 0),
+        Command::Trace(what) => {
+            if plan.verbose > 0 {
+                pgfork_trace::diagnostics::to_stderr(plan.verbose);
+            }
+            let mut reporter = Reporter::new(&plan.output, &Surroundings::read(), std::io::stdout(), std::io::stderr())?;
+            let options = trace::Options { plan: what, method: plan.method, verbose: plan.verbose > 0, started };
+            // One thread: a second one would cost 2 MiB of the commit charge that may be short.
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(trace::run(&options, &mut reporter))
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use aya::{
     Btf, Ebpf,
     programs::{
-        FEntry, FExit, KProbe, Program, ProgramError, TracePoint, UProbe,
+        FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, UProbe,
         uprobe::{UProbeLink, UProbeScope},
     },
 };
@@ -78,12 +78,12 @@ pub(super) fn kprobes(ebpf: &mut Ebpf, hook: &Alternative) -> Result<usize, Capt
     Ok(attached.len())
 }
 
-/// Attaches a program to a tracepoint of the same name.
-pub(super) fn tracepoint(ebpf: &mut Ebpf, category: &str, name: &str) -> Result<(), CaptureError> {
-    let tracepoint = typed!(ebpf, name, TracePoint);
+/// Attaches a program to the tracepoint of the same name.
+pub(super) fn tracepoint(ebpf: &mut Ebpf, name: &str) -> Result<(), CaptureError> {
+    let tracepoint = typed!(ebpf, name, RawTracePoint);
     tracepoint
         .load()
-        .and_then(|()| tracepoint.attach(category, name))
+        .and_then(|()| tracepoint.attach(name))
         .map(|_| ())
         .map_err(|error| refused(name, name, error))
 }

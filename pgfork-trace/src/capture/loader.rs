@@ -63,7 +63,7 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
     }
     let attached = choose_method(&mut ebpf, &kernel, settings.method)?;
     for name in ["sched_process_exec", "sched_process_exit"] {
-        attach::tracepoint(&mut ebpf, "sched", name)?;
+        attach::tracepoint(&mut ebpf, name)?;
     }
     Ok(Capture {
         ebpf,

@@ -6,7 +6,7 @@ mod libc_fork;
 mod loader;
 mod record;
 
-use std::{collections::HashMap as StdHashMap, os::fd::{AsRawFd, RawFd}};
+use std::{collections::HashMap as StdHashMap, os::fd::{AsFd, BorrowedFd}};
 
 use aya::{
     Ebpf,
@@ -40,6 +40,7 @@ const NO_TOTALS: Totals = Totals {
     restarted: 0,
     lost: 0,
     untracked: 0,
+    missed: 0,
     histogram: [0; HISTOGRAM_BUCKETS],
 };
 
@@ -154,8 +155,9 @@ impl Capture {
     }
 }
 
-impl AsRawFd for Capture {
-    fn as_raw_fd(&self) -> RawFd {
-        self.records.as_raw_fd()
+/// Readable when records are waiting.
+impl AsFd for Capture {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.records.as_fd()
     }
 }

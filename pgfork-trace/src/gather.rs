@@ -1,0 +1,213 @@
+//! Reads the host's side of a refusal: facts for the verdict, nothing decided.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    time::{Duration, Instant},
+};
+
+use pgfork_trace_common::Attempt;
+
+use crate::{
+    host::{
+        Pid, Root,
+        cgroup::{self, Chain, Controller, Level},
+        memory, process, sysctl,
+    },
+    output::escape,
+    verdict::{BackendCost, CgroupFact, Facts, MemoryFacts, OvercommitSettings, UnitFact},
+};
+
+/// Facts are read anew after this time: a storm of refusals must not become a storm of reading.
+const FRESH: Duration = Duration::from_millis(200);
+/// What costs more (mappings, all processes) is read anew after this time.
+const SLOW_FRESH: Duration = Duration::from_secs(5);
+/// Children whose mappings are looked at for the cost of a backend.
+const SAMPLED_CHILDREN: usize = 5;
+/// Names kept of a user's tasks.
+const TOP_TASKS: usize = 5;
+const STRICT: i32 = 2;
+
+/// Reads facts, and keeps those that are still fresh.
+#[derive(Debug)]
+pub struct Gatherer {
+    root: Root,
+    page_size: u64,
+    cpus: u64,
+    quick: HashMap<Pid, (Instant, Facts)>,
+    slow: HashMap<Pid, (Instant, Slow)>,
+    tasks: HashMap<u32, (Instant, Vec<(String, u64)>)>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Slow {
+    fork_charge_bytes: Option<u64>,
+    backends: BackendCost,
+}
+
+impl Gatherer {
+    /// For the host below `root`.
+    #[must_use]
+    pub fn new(root: Root) -> Self {
+        Self {
+            root,
+            page_size: system_value(libc::_SC_PAGESIZE).unwrap_or(4096),
+            cpus: system_value(libc::_SC_NPROCESSORS_ONLN).unwrap_or(1),
+            quick: HashMap::new(),
+            slow: HashMap::new(),
+            tasks: HashMap::new(),
+        }
+    }
+
+    /// Facts for one refusal, as of now or shortly before. What cannot be read is absent.
+    pub fn facts(&mut self, attempt: &Attempt, now: Instant) -> Facts {
+        let pid = attempt.tgid;
+        let mut facts = match self.quick.get(&pid) {
+            Some((at, facts)) if now.duration_since(*at) < FRESH => facts.clone(),
+            _ => {
+                let facts = self.read(pid);
+                self.quick.insert(pid, (now, facts.clone()));
+                facts
+            }
+        };
+        if facts.overcommit.is_some_and(|settings| settings.mode == STRICT) {
+            let slow = self.slow(pid, now);
+            facts.fork_charge_bytes = slow.fork_charge_bytes;
+            facts.backends = slow.backends;
+        }
+        if attempt.ret == -libc::EAGAIN && attempt.nproc_levels > 0 {
+            facts.user_tasks = self.tasks(attempt.state.uid, now);
+        }
+        facts
+    }
+
+    /// Forgets a process that ended.
+    pub fn forget(&mut self, pid: Pid) {
+        self.quick.remove(&pid);
+        self.slow.remove(&pid);
+    }
+
+    fn read(&self, pid: Pid) -> Facts {
+        let sysctls = sysctl::sysctls(&self.root).unwrap_or_default();
+        let chain = cgroup::chain(&self.root, pid, Controller::Pids).ok().flatten();
+        Facts {
+            page_size: self.page_size,
+            cpus: self.cpus,
+            memory: memory_facts(&self.root),
+            overcommit: overcommit_settings(&sysctls),
+            threads: sysctls.nr_threads.zip(sysctls.threads_max),
+            unit: chain
+                .as_ref()
+                .and_then(|chain| cgroup::unit_of(&chain.path))
+                .filter(|unit| unit.kind == cgroup::UnitKind::Service)
+                .map(|unit| unit.unit),
+            cgroups: chain.map(|chain| cgroup_facts(&chain)).unwrap_or_default(),
+            pid,
+            ..Facts::default()
+        }
+    }
+
+    fn slow(&mut self, pid: Pid, now: Instant) -> Slow {
+        if let Some((at, slow)) = self.slow.get(&pid)
+            && now.duration_since(*at) < SLOW_FRESH
+        {
+            return slow.clone();
+        }
+        let accounted = |pid| process::accounted(&self.root, pid).ok().flatten().map(|it| it.total_bytes);
+        let children = children(&self.root, pid);
+        let mut charges: Vec<u64> = children.iter().rev().take(SAMPLED_CHILDREN).filter_map(|child| accounted(*child)).collect();
+        charges.sort_unstable();
+        let slow = Slow {
+            fork_charge_bytes: accounted(pid),
+            backends: BackendCost {
+                children: children.len() as u64,
+                commit_bytes: charges.get(charges.len() / 2).copied(),
+            },
+        };
+        self.slow.insert(pid, (now, slow.clone()));
+        slow
+    }
+
+    fn tasks(&mut self, uid: u32, now: Instant) -> Vec<(String, u64)> {
+        if let Some((at, tasks)) = self.tasks.get(&uid)
+            && now.duration_since(*at) < SLOW_FRESH
+        {
+            return tasks.clone();
+        }
+        let tasks: Vec<(String, u64)> = process::tasks_by_comm_of_uid(&self.root, uid, TOP_TASKS)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(comm, count)| (text(&comm), count))
+            .collect();
+        self.tasks.insert(uid, (now, tasks.clone()));
+        tasks
+    }
+}
+
+fn system_value(name: libc::c_int) -> Option<u64> {
+    // SAFETY: sysconf only reads.
+    u64::try_from(unsafe { libc::sysconf(name) }).ok().filter(|value| *value > 0)
+}
+
+fn memory_facts(root: &Root) -> Option<MemoryFacts> {
+    let info = memory::meminfo(root).ok().flatten()?;
+    Some(MemoryFacts {
+        mem_total: info.mem_total_bytes?,
+        mem_available: info.mem_available_bytes?,
+        swap_total: info.swap_total_bytes?,
+        commit_limit: info.commit_limit_bytes?,
+        committed_as: info.committed_as_bytes?,
+        // Absent without huge pages in the kernel.
+        hugetlb: info.hugetlb_bytes.unwrap_or(0),
+    })
+}
+
+fn overcommit_settings(sysctls: &sysctl::Sysctls) -> Option<OvercommitSettings> {
+    Some(OvercommitSettings {
+        mode: i32::try_from(sysctls.overcommit_memory?).ok()?,
+        ratio: sysctls.overcommit_ratio?,
+        kbytes: sysctls.overcommit_kbytes?,
+        admin_reserve_kbytes: sysctls.admin_reserve_kbytes?,
+        user_reserve_kbytes: sysctls.user_reserve_kbytes?,
+    })
+}
+
+fn cgroup_facts(chain: &Chain) -> Vec<CgroupFact> {
+    chain.levels.iter().filter_map(cgroup_fact).collect()
+}
+
+fn cgroup_fact(level: &Level) -> Option<CgroupFact> {
+    // The limit is the unit's own only in the unit's own directory, not below it.
+    let unit = cgroup::unit_of(&level.path).filter(|unit| unit.cgroup == level.path);
+    Some(CgroupFact {
+        id: level.inode?,
+        path: text(level.path.as_os_str()),
+        directory: text(level.directory.as_os_str()),
+        unit: unit.map(|unit| UnitFact {
+            property: unit.property(Controller::Pids).to_owned(),
+            name: unit.unit,
+        }),
+        container: cgroup::container_of(&level.path).map(|container| container.id),
+    })
+}
+
+/// Children of `parent`, by pid.
+fn children(root: &Root, parent: Pid) -> Vec<Pid> {
+    let Ok(pids) = process::pids(root) else { return Vec::new() };
+    let is_child = |pid: &Pid| {
+        process::stat(root, *pid)
+            .ok()
+            .flatten()
+            .is_some_and(|stat| stat.parent == parent)
+    };
+    let mut children: Vec<Pid> = pids.filter(is_child).collect();
+    children.sort_unstable();
+    children
+}
+
+/// A name for output: bytes that are not UTF-8 stay recognizable.
+#[must_use]
+pub fn text(name: &OsStr) -> String {
+    escape::from_bytes(name.as_bytes())
+}

@@ -1,0 +1,85 @@
+//! `pgfork-trace probes`: what would be watched on this kernel, without loading anything.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::kernel::{
+    btf::{self, Btf},
+    layout::Layout,
+    plan::{Method, Plan, row},
+    symbols::{Symbols, VARIABLES},
+};
+
+/// One check on this kernel.
+#[derive(Debug, Serialize)]
+struct Probe {
+    /// Kernel function.
+    function: &'static str,
+    /// Whether its prototype is the expected one.
+    known: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    kernel: String,
+    checks: Vec<Probe>,
+    variables_hidden: Vec<&'static str>,
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// When the kernel does not show its types, or the output is gone.
+pub fn run(json: bool, method: Option<Method>) -> Result<()> {
+    let report = read()?;
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, &report)?;
+        return Ok(writeln!(out)?);
+    }
+    writeln!(out, "Kernel {}", report.kernel)?;
+    if method == Some(Method::Tracepoint) {
+        writeln!(out, "Method tracepoint: no function of the fork path is hooked; fork() of each postmaster's C library is.")?;
+    }
+    for probe in &report.checks {
+        match &probe.why {
+            None => writeln!(out, "  {:<30} can be hooked", probe.function)?,
+            Some(why) => writeln!(out, "  {:<30} cannot be seen: {why}", probe.function)?,
+        }
+    }
+    if !report.variables_hidden.is_empty() {
+        writeln!(out, "Not shown by the kernel, read from /proc instead: {}", report.variables_hidden.join(", "))?;
+    }
+    Ok(())
+}
+
+fn read() -> Result<Report> {
+    let functions = Plan::functions();
+    let mut wanted = Layout::wanted();
+    wanted.types.extend(&functions);
+    let btf = Btf::open(Path::new(btf::VMLINUX), &wanted)?;
+    let plan = Plan::choose(&btf)?;
+    let symbols = Symbols::read(Path::new("/proc/kallsyms"), &functions).unwrap_or_default();
+    let known = plan.hooks.iter().map(|hook| Probe { function: hook.alternative.function, known: true, why: None });
+    let unknown = plan.not_seen.iter().map(|not_seen| Probe {
+        function: row(not_seen.check).function(),
+        known: false,
+        why: Some(not_seen.why.clone()),
+    });
+    Ok(Report {
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        checks: known.chain(unknown).collect(),
+        variables_hidden: VARIABLES
+            .into_iter()
+            .filter(|variable| !symbols.addresses.contains_key(*variable))
+            .collect(),
+    })
+}

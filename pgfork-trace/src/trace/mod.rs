@@ -1,0 +1,376 @@
+//! `pgfork-trace trace`: watch, judge, report.
+
+mod privileges;
+mod totals;
+mod watchlist;
+
+use std::{
+    future::pending,
+    io,
+    os::fd::AsFd as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
+use pgfork_trace_common::{Attempt, valid};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    capture::{Capture, Record, Settings},
+    cli::TracePlan,
+    gather::{Gatherer, text},
+    host::{Root, process},
+    kernel::plan::Method,
+    output::{
+        Closed, Line, Reporter,
+        line::{Change, End, EndReason, Errno, Lost, LostWhat, Notice, PostmasterChange, Process, Refusal, Start},
+    },
+    postgres,
+    verdict::{self, Verdict},
+};
+use watchlist::{Found, Watchlist};
+
+/// How often folded counts are written and candidates are looked at again.
+const TICK: Duration = Duration::from_millis(250);
+/// Records taken in one go before signals and timers get their turn.
+const BATCH: usize = 256;
+
+/// What one run of `trace` is told.
+#[derive(Debug)]
+pub struct Options {
+    /// What to watch, and for how long.
+    pub plan: TracePlan,
+    /// Method asked for.
+    pub method: Option<Method>,
+    /// Kernel side diagnostics.
+    pub verbose: bool,
+    /// When the program started.
+    pub started: Instant,
+}
+
+/// Watches until the end that was asked for; returns the number of refusals.
+///
+/// # Errors
+/// When watching is not possible, with what to do about it.
+pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
+    let root = Root::default();
+    check_pid_namespace(&root)?;
+    let discovery = postgres::discover(&root)?;
+    let nothing_asked = options.plan.filter == postgres::Filter::default();
+    let targets = postgres::select(&root, &discovery.postmasters, &options.plan.filter)?;
+    let mut settings = Settings { method: options.method, verbose: options.verbose, ..Settings::default() };
+    if let Some(path) = std::env::var_os("PGFORK_TRACE_BTF") {
+        settings.btf = PathBuf::from(path);
+    }
+    let capture = Capture::start(&settings)?;
+    let mut trace = Trace {
+        gatherer: Gatherer::new(Root::default()),
+        watchlist: Watchlist::new(options.plan.filter.clone()),
+        root,
+        capture,
+        reporter,
+        refusals: 0,
+        until: options.plan.until,
+        attached: Instant::now(),
+    };
+    for target in &targets {
+        trace.capture.watch(target.pid())?;
+        trace.watchlist.add(target);
+    }
+    // Some may have been started, or may have become one, between the look and the attaching.
+    for candidate in &discovery.candidates {
+        trace.watchlist.candidate(candidate.pid, Instant::now());
+    }
+    for postmaster in postgres::discover(&trace.root)?.postmasters {
+        trace.watchlist.candidate(postmaster.pid, Instant::now());
+    }
+    trace.attached = Instant::now();
+    let outcome = trace.begin(options, discovery.hidden, nothing_asked);
+    let reason = match outcome {
+        Ok(()) => trace.watch(options).await?,
+        Err(Closed) => EndReason::Signal,
+    };
+    trace.finish(reason);
+    Ok(trace.refusals)
+}
+
+/// The kernel side speaks of processes by their pid in the initial pid namespace.
+fn check_pid_namespace(root: &Root) -> Result<()> {
+    let own = process::namespaces(&root.pid(std::process::id())).pid;
+    if own.is_some_and(|own| own != process::INITIAL_PID_NS) {
+        bail!(
+            "this program runs in a pid namespace of its own (a container), and would not recognize the kernel's pids; \
+             run it on the host, or in a container with the host's pid namespace (docker run --pid=host)"
+        );
+    }
+    Ok(())
+}
+
+struct Trace<'a> {
+    root: Root,
+    capture: Capture,
+    reporter: &'a mut Reporter,
+    watchlist: Watchlist,
+    gatherer: Gatherer,
+    refusals: u64,
+    until: Option<u64>,
+    attached: Instant,
+}
+
+/// Why the loop goes no further.
+enum Stop {
+    Closed,
+    End(EndReason),
+}
+
+impl From<Closed> for Stop {
+    fn from(Closed: Closed) -> Self {
+        Self::Closed
+    }
+}
+
+impl Trace<'_> {
+    fn emit(&mut self, line: &Line) -> Result<(), Closed> {
+        self.reporter.emit(Timestamp::now(), line)
+    }
+
+    fn begin(&mut self, options: &Options, hidden: Option<String>, nothing_asked: bool) -> Result<(), Closed> {
+        if options.method.is_none() && !self.capture.refused_methods().is_empty() {
+            let refused = self.capture.refused_methods().join("; ");
+            let method = self.capture.coverage().method.name();
+            self.emit(&Notice::line(
+                "fallback",
+                format!("using the {method} method, because this kernel refuses the better ones ({refused})"),
+            ))?;
+        }
+        if let Some(hidden) = hidden {
+            self.emit(&Notice::line("proc_hidden", hidden))?;
+        }
+        if let Err(error) = privileges::drop_capabilities() {
+            self.emit(&Notice::line("capabilities_kept", format!("capabilities could not be dropped: {error}")))?;
+        }
+        let start = self.start_line(options);
+        self.emit(&start)?;
+        if self.watchlist.alive().next().is_none() && nothing_asked {
+            self.emit(&Notice::line(
+                "waiting",
+                "no PostgreSQL postmaster is running here; waiting for one to start",
+            ))?;
+        }
+        let silent: Vec<u32> = self
+            .watchlist
+            .alive()
+            .map(|watched| watched.id.pid)
+            .filter(|pid| !self.capture.reads_errno(*pid))
+            .collect();
+        for pid in silent {
+            self.emit(&Notice::line(
+                "errno_hidden",
+                format!("the C library of process {pid} does not say where it keeps errno; verdicts do without it"),
+            ))?;
+        }
+        self.look_again()
+    }
+
+    fn start_line(&self, options: &Options) -> Line {
+        let coverage = self.capture.coverage();
+        let release = crate::host::sysctl::read_sysctl(&self.root, "kernel/osrelease").ok().flatten();
+        Line::Start(Start {
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: release.unwrap_or_else(|| "unknown".to_owned()),
+            method: coverage.method.into(),
+            probes: self.capture.probes() as u64,
+            attach_ns: nanoseconds(self.attached - options.started),
+            not_seen: coverage.not_seen.iter().map(|(_, why)| why.clone()).collect(),
+            postmasters: self.watchlist.alive().map(|watched| watched.shown.clone()).collect(),
+        })
+    }
+
+    async fn watch(&mut self, options: &Options) -> Result<EndReason> {
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+        let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+        let mut logger = if options.verbose { self.capture.diagnostics().ok() } else { None };
+        let records = self.capture.as_fd().try_clone_to_owned().context("cannot wait for the kernel's records")?;
+        // SAFETY: the descriptor is owned by what is registered, and so open as long as that lives.
+        let ready = unsafe { AsyncFd::register_with_interest(records, Interest::READABLE) }
+            .context("cannot wait for the kernel's records")?;
+        let mut tick = tokio::time::interval(TICK);
+        let deadline = options.plan.duration.map(|duration| tokio::time::Instant::from_std(self.attached) + duration);
+        loop {
+            let step = tokio::select! {
+                guard = ready.readable() => {
+                    guard.context("cannot wait for the kernel's records")?.clear_ready();
+                    self.drain()
+                }
+                _ = interrupt.recv() => Err(Stop::End(EndReason::Signal)),
+                _ = terminate.recv() => Err(Stop::End(EndReason::Signal)),
+                _ = hangup.recv() => Err(Stop::End(EndReason::Signal)),
+                () = at(deadline) => Err(Stop::End(EndReason::Duration)),
+                _ = tick.tick() => self.tick(),
+            };
+            if let Some(logger) = &mut logger {
+                logger.flush();
+            }
+            match step {
+                Ok(()) => {}
+                Err(Stop::Closed) => return Ok(EndReason::Signal),
+                Err(Stop::End(reason)) => {
+                    // What the kernel had sent before the end still counts.
+                    if reason != EndReason::Until {
+                        let _ = self.drain();
+                    }
+                    return Ok(reason);
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), Stop> {
+        // Also a safety net, should a wake-up have been missed.
+        self.drain()?;
+        self.look_again()?;
+        self.reporter.tick(Timestamp::now())?;
+        if self.watchlist.is_over() {
+            return Err(Stop::End(EndReason::NoMore));
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), Stop> {
+        for _ in 0..BATCH {
+            match self.capture.next_record() {
+                None => return Ok(()),
+                Some(Record::Refusal(attempt)) => self.refusal(&attempt)?,
+                Some(Record::Exec(pid)) => {
+                    self.watchlist.candidate(pid, Instant::now());
+                    self.look_again()?;
+                }
+                Some(Record::Exit(pid)) => self.exited(pid)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn refusal(&mut self, attempt: &Attempt) -> Result<(), Stop> {
+        let facts = self.gatherer.facts(attempt, Instant::now());
+        let verdict = verdict::judge(attempt, &facts, self.capture.coverage());
+        self.refusals += 1;
+        let Some(watched) = self.watchlist.get_mut(attempt.tgid) else { return Ok(()) };
+        *watched.by_cause.entry(verdict.cause.id().to_owned()).or_default() += 1;
+        let line = refusal_line(attempt, watched.shown.clone(), self.capture.coverage().method, verdict);
+        self.emit(&line)?;
+        if self.until.is_some_and(|until| self.refusals >= until) {
+            return Err(Stop::End(EndReason::Until));
+        }
+        Ok(())
+    }
+
+    fn exited(&mut self, pid: u32) -> Result<(), Closed> {
+        self.capture.unwatch(pid);
+        self.gatherer.forget(pid);
+        let Some(watched) = self.watchlist.remove(pid) else { return Ok(()) };
+        let gone = Line::Postmaster(PostmasterChange {
+            event: Change::Gone,
+            postmaster: watched.shown.clone(),
+            previous_pid: None,
+        });
+        self.emit(&gone)
+    }
+
+    fn look_again(&mut self) -> Result<(), Closed> {
+        if !self.watchlist.has_candidates() {
+            return Ok(());
+        }
+        for Found::New { pid, previous } in self.watchlist.look_again(&self.root, Instant::now()) {
+            if let Err(error) = self.capture.watch(pid) {
+                self.watchlist.remove(pid);
+                self.emit(&Notice::line("not_watched", error.to_string()))?;
+                continue;
+            }
+            let Some(watched) = self.watchlist.get_mut(pid) else { continue };
+            let appeared = Line::Postmaster(PostmasterChange {
+                event: if previous.is_some() { Change::Restarted } else { Change::Appeared },
+                postmaster: watched.shown.clone(),
+                previous_pid: previous,
+            });
+            self.emit(&appeared)?;
+        }
+        Ok(())
+    }
+
+    /// Totals and the last line. The reader may be gone: the file still gets them.
+    fn finish(&mut self, reason: EndReason) {
+        let mut lost = 0;
+        let mut refused = 0;
+        let mut lines = Vec::new();
+        for watched in self.watchlist.everyone() {
+            let Some(counted) = self.capture.totals(watched.id.pid) else { continue };
+            refused += counted.refused;
+            let losses = [
+                (LostWhat::Records, counted.lost),
+                (LostWhat::Returns, counted.missed),
+                (LostWhat::Attempts, counted.untracked),
+            ];
+            for (what, count) in losses.into_iter().filter(|(_, count)| *count > 0) {
+                lost += count;
+                lines.push(Line::Lost(Lost { what, count }));
+            }
+            lines.push(Line::Totals(totals::totals(watched.shown.clone(), &counted, &watched.by_cause)));
+        }
+        let counted_by_kind: u64 = self.capture.refusals().iter().map(|(_, count)| count).sum();
+        lines.push(Line::End(End {
+            watched_ns: nanoseconds(self.attached.elapsed()),
+            refusals: refused,
+            lost,
+            reason,
+            accounted: lost == 0 && counted_by_kind == refused,
+        }));
+        self.refusals = self.refusals.max(refused);
+        let now = Timestamp::now();
+        for line in &lines {
+            let _ = self.reporter.emit(now, line);
+        }
+        let _ = self.reporter.finish();
+    }
+}
+
+async fn at(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+fn refusal_line(attempt: &Attempt, postmaster: crate::output::line::Postmaster, method: Method, verdict: Verdict) -> Line {
+    let end = attempt.comm.iter().position(|byte| *byte == 0).unwrap_or(attempt.comm.len());
+    let comm = std::os::unix::ffi::OsStrExt::from_bytes(&attempt.comm[..end]);
+    Line::Refusal(Box::new(Refusal {
+        postmaster,
+        process: Process { pid: attempt.tgid, tid: attempt.tid, comm: Some(text(comm)) },
+        clone_flags: (attempt.clone_flags != 0).then_some(attempt.clone_flags),
+        errno: (attempt.valid & valid::RET != 0).then(|| Errno::from_ret(attempt.ret)),
+        duration_ns: attempt.end_ns.checked_sub(attempt.start_ns),
+        method: method.into(),
+        verdict,
+        lost_before: attempt.lost_before,
+    }))
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Whether an error means that a reader of the output has gone.
+#[must_use]
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,65 @@
+//! What this process gives up once it watches.
+
+use std::io;
+
+/// `_LINUX_CAPABILITY_VERSION_3` (include/uapi/linux/capability.h).
+const VERSION: u32 = 0x2008_0522;
+
+const CAP_DAC_READ_SEARCH: u32 = 2;
+const CAP_SYS_PTRACE: u32 = 19;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYSLOG: u32 = 34;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// Kept: reading other processes' files in /proc (`CAP_DAC_READ_SEARCH`, `CAP_SYS_PTRACE`), kernel
+/// addresses (`CAP_SYSLOG`), maps, and probes on postmasters that start later (`CAP_BPF`, `CAP_PERFMON`).
+const KEPT: [u32; 5] = [CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_SYSLOG, CAP_PERFMON, CAP_BPF];
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Keeps the capabilities that watching needs and drops the rest, for good.
+///
+/// # Errors
+/// What the system said; watching is possible all the same.
+pub(super) fn drop_capabilities() -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let header = Header { version: VERSION, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: version 3 reads a header and writes two elements.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let has = |bit: u32| data[bit as usize / 32].permitted >> (bit % 32) & 1 == 1;
+    // Without CAP_BPF and CAP_PERFMON it is CAP_SYS_ADMIN that stands for them.
+    let stands_in = !(has(CAP_BPF) && has(CAP_PERFMON));
+    let mut kept = [0u32; 2];
+    for bit in KEPT.into_iter().chain(stands_in.then_some(CAP_SYS_ADMIN)) {
+        kept[bit as usize / 32] |= 1 << (bit % 32);
+    }
+    for (data, kept) in data.iter_mut().zip(kept) {
+        data.permitted &= kept;
+        data.effective &= kept;
+        data.inheritable = 0;
+    }
+    // SAFETY: reads a header and two elements.
+    if unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

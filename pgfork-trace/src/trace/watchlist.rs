@@ -1,0 +1,182 @@
+//! Which processes are watched, and which might have to be.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    gather::text,
+    host::{Pid, Root, process::{AnyProcess, ProcessId}},
+    output::line,
+    postgres::{self, Filter, Identity, Postmaster, Target, Why},
+};
+
+/// A process that is named like a postmaster but has no lock file yet is looked at again for this long.
+const CANDIDATE_FOR: Duration = Duration::from_secs(120);
+
+/// A watched process.
+pub(super) struct Watched {
+    pub(super) id: ProcessId,
+    pub(super) shown: line::Postmaster,
+    data_dir: Option<PathBuf>,
+    pub(super) by_cause: BTreeMap<String, u64>,
+}
+
+/// All that are or were watched, and candidates.
+#[derive(Default)]
+pub(super) struct Watchlist {
+    filter: Filter,
+    alive: BTreeMap<Pid, Watched>,
+    gone: Vec<Watched>,
+    candidates: BTreeMap<Pid, Instant>,
+}
+
+/// What a look at a candidate found.
+pub(super) enum Found {
+    /// A new postmaster; a predecessor in the same data directory, if there was one.
+    New { pid: Pid, previous: Option<Pid> },
+}
+
+impl Watchlist {
+    pub(super) fn new(filter: Filter) -> Self {
+        Self { filter, ..Self::default() }
+    }
+
+    pub(super) fn add(&mut self, target: &Target) {
+        let watched = match target {
+            Target::Postmaster(postmaster) => watched_postmaster(postmaster),
+            Target::Process(process) => watched_process(process),
+        };
+        self.alive.insert(watched.id.pid, watched);
+    }
+
+    pub(super) fn remove(&mut self, pid: Pid) -> Option<&Watched> {
+        self.candidates.remove(&pid);
+        let watched = self.alive.remove(&pid)?;
+        self.gone.push(watched);
+        self.gone.last()
+    }
+
+    pub(super) fn get_mut(&mut self, pid: Pid) -> Option<&mut Watched> {
+        // A refusal may be read after the end of its process.
+        if self.alive.contains_key(&pid) {
+            return self.alive.get_mut(&pid);
+        }
+        self.gone.iter_mut().rev().find(|watched| watched.id.pid == pid)
+    }
+
+    pub(super) fn alive(&self) -> impl Iterator<Item = &Watched> {
+        self.alive.values()
+    }
+
+    pub(super) fn everyone(&self) -> impl Iterator<Item = &Watched> {
+        self.gone.iter().chain(self.alive.values())
+    }
+
+    /// Only processes named by pid were asked for, and none is left.
+    pub(super) fn is_over(&self) -> bool {
+        self.alive.is_empty()
+            && !self.filter.pids.is_empty()
+            && self.filter.ports.is_empty()
+            && self.filter.data_dirs.is_empty()
+    }
+
+    /// A process of that name was started.
+    pub(super) fn candidate(&mut self, pid: Pid, now: Instant) {
+        let pids_only = !self.filter.pids.is_empty() && self.filter.ports.is_empty() && self.filter.data_dirs.is_empty();
+        if !pids_only && !self.alive.contains_key(&pid) {
+            self.candidates.insert(pid, now);
+        }
+    }
+
+    pub(super) fn has_candidates(&self) -> bool {
+        !self.candidates.is_empty()
+    }
+
+    /// Looks at the candidates again; those that became postmasters of interest are added.
+    pub(super) fn look_again(&mut self, root: &Root, now: Instant) -> Vec<Found> {
+        let mut found = Vec::new();
+        let mut done = BTreeSet::new();
+        for (&pid, &since) in &self.candidates {
+            match postgres::identify(root, pid) {
+                Ok(Identity::Postmaster(postmaster)) => {
+                    // Without a port yet it cannot be told whether a port was asked for.
+                    if postmaster.port.is_none() && !self.filter.ports.is_empty() && now.duration_since(since) < CANDIDATE_FOR {
+                        continue;
+                    }
+                    done.insert(pid);
+                    if self.wants(root, &postmaster) {
+                        found.push(*postmaster);
+                    }
+                }
+                Ok(Identity::Candidate(candidate))
+                    if candidate.why != Why::SingleUser && now.duration_since(since) < CANDIDATE_FOR => {}
+                _ => {
+                    done.insert(pid);
+                }
+            }
+        }
+        self.candidates.retain(|pid, _| !done.contains(pid));
+        found.into_iter().map(|postmaster| self.adopt(&postmaster)).collect()
+    }
+
+    fn adopt(&mut self, postmaster: &Postmaster) -> Found {
+        let previous = self
+            .gone
+            .iter()
+            .rev()
+            .find(|watched| watched.data_dir.as_ref() == Some(&postmaster.data_dir))
+            .map(|watched| watched.id.pid);
+        self.alive.insert(postmaster.pid, watched_postmaster(postmaster));
+        Found::New { pid: postmaster.pid, previous }
+    }
+
+    fn wants(&self, root: &Root, postmaster: &Postmaster) -> bool {
+        if self.filter == Filter::default() {
+            return true;
+        }
+        let filter = Filter { pids: Vec::new(), ..self.filter.clone() };
+        // Each wish on its own: select() insists that all of them exist.
+        let single = filter
+            .ports
+            .iter()
+            .map(|port| Filter { ports: vec![*port], ..Filter::default() })
+            .chain(filter.data_dirs.iter().map(|dir| Filter { data_dirs: vec![dir.clone()], ..Filter::default() }));
+        let one = std::slice::from_ref(postmaster);
+        single.into_iter().any(|wish| postgres::select(root, one, &wish).is_ok())
+    }
+}
+
+fn watched_postmaster(postmaster: &Postmaster) -> Watched {
+    Watched {
+        id: postmaster.id(),
+        shown: line::Postmaster {
+            pid: postmaster.pid,
+            kind: line::WatchedKind::Postmaster,
+            comm: None,
+            port: postmaster.port,
+            data_dir: Some(text(postmaster.data_dir.as_os_str())),
+            version: postmaster.version.clone(),
+            unit: postmaster.unit.as_ref().map(|unit| unit.unit.clone()),
+            container: postmaster.container.as_ref().map(|container| container.id.clone()),
+        },
+        data_dir: Some(postmaster.data_dir.clone()),
+        by_cause: BTreeMap::new(),
+    }
+}
+
+fn watched_process(process: &AnyProcess) -> Watched {
+    Watched {
+        id: process.id,
+        shown: line::Postmaster {
+            pid: process.id.pid,
+            kind: line::WatchedKind::Process,
+            comm: process.stat.comm.to_str().map(str::to_owned).or_else(|| Some(text(&process.stat.comm))),
+            ..line::Postmaster::default()
+        },
+        data_dir: None,
+        by_cause: BTreeMap::new(),
+    }
+}
