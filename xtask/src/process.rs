@@ -1,16 +1,19 @@
 //! Child processes that end when the task is interrupted.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 const POLL: Duration = Duration::from_millis(20);
+/// What a child gets to clean up when the task is interrupted.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Turns Ctrl-C and SIGTERM into an error of whatever is running, so that temporary files go.
 pub(crate) fn catch_interrupts() {
@@ -66,6 +69,7 @@ pub(crate) fn tail(text: &str, lines: usize) -> String {
 
 fn spawn(command: &mut Command) -> Result<Child> {
     command
+        .process_group(0)
         .spawn()
         .with_context(|| format!("cannot run `{}`", command.get_program().display()))
 }
@@ -91,15 +95,24 @@ fn wait(child: &mut Child) -> Result<ExitStatus> {
             return Ok(status);
         }
         if let Err(interrupt) = check_interrupt() {
-            // Asked, not killed: package tools clean up after themselves.
-            if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::TERM);
-            }
-            let _ = child.wait();
+            end(child);
             return Err(interrupt);
         }
         thread::sleep(POLL);
     }
+}
+
+/// Ends a child and its children: asks first, so that they clean up after themselves.
+fn end(child: &mut Child) {
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let start = Instant::now();
+    // A signal can only fail to reach a group that is gone, and that is what is wanted.
+    let _ = group.map(|group| kill_process_group(group, Signal::TERM));
+    while start.elapsed() < GRACE && matches!(child.try_wait(), Ok(None)) {
+        thread::sleep(POLL);
+    }
+    let _ = group.map(|group| kill_process_group(group, Signal::KILL));
+    let _ = child.wait();
 }
 
 fn show(command: &Command) -> String {

@@ -21,6 +21,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// From the exit status until the last byte of the streams.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 const CONSOLE_TAIL: usize = 40;
+const QEMU_LOG: &str = "qemu.log";
 
 /// The files of one run, all in its temporary directory but the two images.
 #[derive(Debug)]
@@ -96,10 +97,44 @@ pub(crate) fn run(spec: &VmSpec, files: &Files, token: &str) -> Result<Outcome> 
     let mut machine = Machine::start(spec, files)?;
     let result = machine.watch(spec, &events);
     machine.stop();
-    result.map_err(|error| match console_tail(&files.console) {
-        Some(tail) => error.context(format!("last lines of the guest's console:\n{tail}\n")),
-        None => error,
+    // To a user who has interrupted it, the console is of no interest.
+    result.map_err(|error| match process::check_interrupt() {
+        Ok(()) => explain(&error, &files.console),
+        Err(_) => error,
     })
+}
+
+/// Adds what the guest's console says to an error.
+fn explain(error: &anyhow::Error, console: &Path) -> anyhow::Error {
+    let read =
+        |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let text = read(console);
+    let mut message = error.to_string();
+    if let Some(panic) = panic_reason(&text) {
+        message += &format!(": kernel panic: {panic}");
+    }
+    let qemu = read(&console.with_file_name(QEMU_LOG));
+    for (name, text) in [("the guest's console", text), ("QEMU's messages", qemu)] {
+        let tail = console_tail(&text);
+        if !tail.is_empty() {
+            message += &format!("\nlast lines of {name}:\n{tail}");
+        }
+    }
+    anyhow::anyhow!(message)
+}
+
+fn panic_reason(console: &str) -> Option<&str> {
+    let (_, rest) = console.split_once("Kernel panic - not syncing: ")?;
+    rest.lines().next().map(str::trim)
+}
+
+/// The end of the console, without the stack frames of which the kernel is not sure.
+fn console_tail(console: &str) -> String {
+    let sure: Vec<&str> = console
+        .lines()
+        .filter(|line| !line.contains("]  ? "))
+        .collect();
+    process::tail(sure.join("\n").trim(), CONSOLE_TAIL)
 }
 
 fn serve(port: Port, listener: &UnixListener, token: &str, live: bool, events: &Sender<Event>) {
@@ -159,7 +194,7 @@ impl Machine {
             .args(arguments(spec, files))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(fs::File::create(files.dir.join("qemu.log"))?)
+            .stderr(fs::File::create(files.dir.join(QEMU_LOG))?)
             .spawn()
             .context("cannot start QEMU: run `cargo xtask setup`")?;
         Ok(Self {
@@ -251,21 +286,10 @@ fn sudden_end(status: ExitStatus, booted: bool) -> String {
         "before the command started"
     };
     if status.success() {
-        format!("the guest went down {when}: a kernel panic, or somebody switched it off")
+        format!("the guest went down {when}")
     } else {
         format!("QEMU failed {when}: {status}")
     }
-}
-
-/// The end of the console, and of QEMU's own messages if there are any.
-fn console_tail(console: &Path) -> Option<String> {
-    let read = |path: &Path| {
-        let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
-        process::tail(text.trim_end(), CONSOLE_TAIL)
-    };
-    let qemu = read(&console.with_file_name("qemu.log"));
-    let text = format!("{}\n{qemu}", read(console));
-    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 fn arguments(spec: &VmSpec, files: &Files) -> Vec<String> {
@@ -336,14 +360,9 @@ fn escape(path: &Path) -> String {
 }
 
 fn kernel_command_line(spec: &VmSpec) -> String {
-    let mut words = vec![
-        "console=ttyS0",
-        "loglevel=5",
-        "mitigations=off",
-        "no_timer_check",
-        "panic=-1",
-        "oops=panic",
-    ];
+    let mut words = vec!["console=ttyS0", "loglevel=5", "panic=-1", "oops=panic"];
+    // Under emulation the TSC is the cheapest clock, and as good as the host's.
+    words.extend(["mitigations=off", "no_timer_check", "tsc=reliable"]);
     if spec.init == Init::Systemd {
         words.extend([
             "systemd.unit=pgfork-vm.target",
@@ -429,6 +448,16 @@ mod tests {
     #[test]
     fn a_sudden_end_says_when() {
         assert!(sudden_end(ExitStatus::default(), false).contains("before the command"));
-        assert!(sudden_end(ExitStatus::default(), true).contains("panic"));
+        assert!(sudden_end(ExitStatus::default(), true).contains("while the command ran"));
+    }
+
+    #[test]
+    fn a_panic_is_named() {
+        let console = "[ 1.0] x\n[ 4.3] Kernel panic - not syncing: Attempted to kill init!\r\n\
+            [ 4.3]  ? maybe\n[ 4.3]  surely\n";
+        assert_eq!(panic_reason(console), Some("Attempted to kill init!"));
+        assert_eq!(panic_reason("quiet"), None);
+        assert!(!console_tail(console).contains("maybe"));
+        assert!(console_tail(console).ends_with("surely"));
     }
 }
