@@ -4,8 +4,10 @@ mod archive;
 pub(crate) mod cli;
 mod guest;
 mod kernel;
+mod machine;
 mod qemu;
 mod rootfs;
+mod series;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +17,9 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 pub(crate) use guest::CopyIn;
-pub(crate) use kernel::{Kernel, Series};
+pub(crate) use kernel::Kernel;
 pub(crate) use rootfs::Postgres;
+pub(crate) use series::Series;
 
 use crate::progress::say;
 use crate::setup::{self, Need};
@@ -130,7 +133,7 @@ pub(crate) fn run(spec: &VmSpec) -> Result<VmOutcome> {
         .prefix("pgfork-vm-")
         .tempdir()
         .context("cannot create a temporary directory")?;
-    let files = qemu::Files {
+    let files = machine::Files {
         kernel: kernel.image(),
         initrd: dir.path().join("initrd"),
         root,
