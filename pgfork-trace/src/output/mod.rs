@@ -11,6 +11,8 @@ mod json;
 pub mod line;
 mod options;
 mod reporter;
+#[cfg(test)]
+mod samples;
 mod text;
 pub mod units;
 

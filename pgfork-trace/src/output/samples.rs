@@ -1,0 +1,528 @@
+//! Lines for tests: full, sparse and hostile ones.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::line::{
+    Change, End, EndReason, Errno, ForkTime, Line, Lost, LostWhat, Method, Notice, Postmaster,
+    PostmasterChange, Process, Refusal, Repeat, Start, Totals, WatchedKind,
+};
+use crate::verdict::{
+    Cause, Certainty, CgroupLevel, CheckSeen, Considered, Evidence, NprocEvidence,
+    NprocLevelEvidence, OvercommitEvidence, Remedy, Scope, ThreadsEvidence, TrailEntry, UserTasks,
+    Verdict,
+};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// Names that try to act on the terminal and to forge a line.
+pub(super) const HOSTILE: &str = "\u{1b}[2J\u{9b}31m\n12:00:00  REFUSED  \u{202e}gp\u{200b}";
+
+pub(super) fn time(text: &str) -> Timestamp {
+    format!("2026-03-01T{text}Z").parse().unwrap()
+}
+
+pub(super) fn postmaster() -> Postmaster {
+    Postmaster {
+        pid: 1843,
+        port: Some(5432),
+        data_dir: Some("/var/lib/postgresql/15/main".to_owned()),
+        version: Some("15".to_owned()),
+        unit: Some("postgresql@15-main.service".to_owned()),
+        ..Postmaster::default()
+    }
+}
+
+pub(super) fn in_container() -> Postmaster {
+    Postmaster {
+        pid: 22100,
+        port: Some(5433),
+        data_dir: Some("/srv/pg17".to_owned()),
+        version: Some("17".to_owned()),
+        container: Some("7f3c1b2a90de4455667788990011223344556677".to_owned()),
+        ..Postmaster::default()
+    }
+}
+
+pub(super) fn pooler() -> Postmaster {
+    Postmaster {
+        pid: 77,
+        kind: WatchedKind::Process,
+        comm: Some("pgbouncer".to_owned()),
+        ..Postmaster::default()
+    }
+}
+
+pub(super) fn start(postmasters: Vec<Postmaster>, not_seen: &[&str]) -> Line {
+    Line::Start(Start {
+        tool_version: "0.1.0".to_owned(),
+        kernel: "6.1.0-50-cloud-amd64".to_owned(),
+        method: Method::Fexit,
+        probes: 17,
+        attach_ns: 190_000_000,
+        not_seen: not_seen.iter().map(|it| (*it).to_owned()).collect(),
+        postmasters,
+    })
+}
+
+fn verdict(cause: Cause, certainty: Certainty, because: &str) -> Verdict {
+    Verdict {
+        cause,
+        certainty,
+        because: because.to_owned(),
+        scope: None,
+        check: None,
+        trail: Vec::new(),
+        stage: None,
+        evidence: Evidence::default(),
+        remedy: Vec::new(),
+        also_possible: Vec::new(),
+        ruled_out: Vec::new(),
+        not_seen: Vec::new(),
+    }
+}
+
+fn refusal(ret: i32, verdict: Verdict) -> Refusal {
+    Refusal {
+        postmaster: postmaster(),
+        process: Process {
+            pid: 1843,
+            tid: 1843,
+            comm: Some("postgres".to_owned()),
+        },
+        clone_flags: Some(0x0120_0011),
+        errno: Some(Errno::from_ret(ret)),
+        duration_ns: Some(310_250),
+        method: Method::Fexit,
+        verdict,
+        lost_before: 0,
+    }
+}
+
+fn remedy(command: &str, effect: &str, immediate: bool) -> Remedy {
+    Remedy {
+        command: command.to_owned(),
+        effect: effect.to_owned(),
+        immediate,
+    }
+}
+
+pub(super) fn overcommit() -> OvercommitEvidence {
+    OvercommitEvidence {
+        overcommit_memory: Some(2),
+        requested_bytes: Some(148 * KIB),
+        fork_charge_bytes: Some(12_632 * KIB),
+        committed_bytes: Some(12_689_408 * KIB),
+        counter_skew_bytes: Some(512 * KIB),
+        commit_limit_bytes: Some(12_703_744 * KIB),
+        admin_reserve_bytes: Some(8_192 * KIB),
+        user_reserve_bytes: Some(6_048 * KIB),
+        usable_bytes: Some(12_689_504 * KIB),
+        overcommit_ratio: Some(50),
+        overcommit_bytes: Some(0),
+        committed_after_bytes: Some(12_676_776 * KIB),
+        mem_total_bytes: Some(24_800 * MIB),
+        mem_available_bytes: Some(7_577 * MIB),
+        swap_total_bytes: Some(0),
+        backend_commit_bytes: Some(14 * MIB),
+    }
+}
+
+pub(super) fn commit_limit() -> Refusal {
+    let mut verdict = verdict(
+        Cause::CommitLimit,
+        Certainty::Observed,
+        "__vm_enough_memory was seen returning -ENOMEM in this fork, in strict mode",
+    );
+    verdict.scope = Some(Scope::Host);
+    verdict.check = Some(CheckSeen {
+        function: "__vm_enough_memory",
+        path: vec!["kernel_clone", "copy_process", "dup_mm", "dup_mmap"],
+        returned: Some("-ENOMEM".to_owned()),
+    });
+    verdict.trail = vec![
+        TrailEntry {
+            function: "__vm_enough_memory",
+            returned: "-ENOMEM".to_owned(),
+        },
+        TrailEntry {
+            function: "kernel_clone",
+            returned: "-ENOMEM".to_owned(),
+        },
+    ];
+    verdict.stage = Some("pgd_alloc");
+    verdict.evidence.overcommit = Some(overcommit());
+    verdict.remedy = vec![
+        remedy(
+            "sysctl vm.overcommit_ratio=53",
+            "room for about 52 more backends like these",
+            true,
+        ),
+        remedy(
+            "add 715 MiB of swap",
+            "the same; each GiB of swap raises the limit by 1 GiB, room for about 73 backends",
+            true,
+        ),
+    ];
+    refusal(-libc::ENOMEM, verdict)
+}
+
+/// The same in the method that reads right after the fact.
+pub(super) fn commit_limit_deduced() -> Refusal {
+    let mut refusal = commit_limit();
+    refusal.method = Method::Tracepoint;
+    refusal.errno = None;
+    refusal.clone_flags = None;
+    refusal.duration_ns = None;
+    let verdict = &mut refusal.verdict;
+    verdict.certainty = Certainty::Deduced;
+    verdict.because = "fork failed, and read right after it: the numbers fit".to_owned();
+    verdict.trail.clear();
+    verdict.stage = None;
+    if let Some(check) = &mut verdict.check {
+        check.returned = None;
+    }
+    if let Some(overcommit) = &mut verdict.evidence.overcommit {
+        overcommit.requested_bytes = None;
+        overcommit.committed_bytes = None;
+        overcommit.swap_total_bytes = Some(2048 * MIB);
+        overcommit.mem_available_bytes = Some(1000 * MIB);
+        overcommit.overcommit_bytes = Some(4096 * MIB);
+    }
+    verdict.also_possible = vec![Considered {
+        what: "pid namespace without init",
+        why: "the init process of the pid namespace for children is gone".to_owned(),
+    }];
+    refusal
+}
+
+fn level(path: &str, unit: Option<&str>, tasks: u64, limit: Option<u64>) -> CgroupLevel {
+    CgroupLevel {
+        cgroup_id: 4_711,
+        path: Some(path.to_owned()),
+        unit: unit.map(str::to_owned),
+        property: unit.map_or("pids.max", |_| "TasksMax").to_owned(),
+        container: None,
+        tasks,
+        limit,
+    }
+}
+
+pub(super) fn pids() -> Refusal {
+    let unit = "postgresql@15-main.service";
+    let path = "/system.slice/postgresql@15-main.service";
+    let mut verdict = verdict(
+        Cause::PidsCgroupMax,
+        Certainty::Observed,
+        "pids_can_fork was seen returning -EAGAIN in this fork",
+    );
+    verdict.scope = Some(Scope::Cgroup {
+        path: Some(path.to_owned()),
+        cgroup_id: 4_711,
+        ancestor: 0,
+        unit: Some(unit.to_owned()),
+        property: "TasksMax".to_owned(),
+        container: None,
+    });
+    verdict.check = Some(CheckSeen {
+        function: "pids_can_fork",
+        path: vec!["kernel_clone", "copy_process", "cgroup_can_fork"],
+        returned: Some("-EAGAIN".to_owned()),
+    });
+    verdict.evidence.pids = vec![
+        level(path, Some(unit), 512, Some(512)),
+        level("/system.slice", Some("system.slice"), 1_903, Some(1_950)),
+        level("/", None, 2_100, None),
+    ];
+    verdict.remedy = vec![
+        remedy(
+            "systemctl set-property postgresql@15-main.service TasksMax=768",
+            "room for 256 more tasks; lasts across restarts (--runtime: until the next boot)",
+            true,
+        ),
+        remedy(
+            "systemctl set-property system.slice TasksMax=2159",
+            "needed as well: this one has 1903 tasks of 1950; lasts across restarts (--runtime: until the next boot)",
+            true,
+        ),
+    ];
+    let mut refusal = refusal(-libc::EAGAIN, verdict);
+    refusal.lost_before = 3;
+    refusal
+}
+
+pub(super) fn nproc() -> Refusal {
+    let mut verdict = verdict(
+        Cause::RlimitNproc,
+        Certainty::Observed,
+        "is_rlimit_overlimit was seen returning true, the process is not exempt, and the fork got no further",
+    );
+    verdict.scope = Some(Scope::User {
+        uid: 999,
+        userns_inum: 4_026_532_200,
+        ancestor: 0,
+    });
+    verdict.check = Some(CheckSeen {
+        function: "is_rlimit_overlimit",
+        path: vec!["kernel_clone", "copy_process", "is_rlimit_overlimit"],
+        returned: Some("true".to_owned()),
+    });
+    verdict.evidence.nproc = Some(NprocEvidence {
+        uid: Some(999),
+        exempt: Some(false),
+        levels: vec![NprocLevelEvidence {
+            userns_inum: 4_026_532_200,
+            tasks: 400,
+            limit: Some(400),
+        }],
+        user_tasks: [
+            ("postgres", 312),
+            ("java", 80),
+            ("sh", 3),
+            ("awk", 2),
+            ("top", 1),
+            ("cron", 1),
+            ("vi", 1),
+        ]
+        .into_iter()
+        .map(|(comm, tasks)| UserTasks {
+            comm: comm.to_owned(),
+            tasks,
+        })
+        .collect(),
+    });
+    verdict.remedy = vec![
+        remedy(
+            "prlimit --pid 77 --nproc=600:600",
+            "room for 200 more tasks of this user, until the postmaster is restarted",
+            true,
+        ),
+        remedy(
+            "nproc 600 for the user in /etc/security/limits.conf, or ulimit -u where it is started",
+            "the same, from the next start on",
+            false,
+        ),
+    ];
+    let mut refusal = refusal(-libc::EAGAIN, verdict);
+    refusal.postmaster = pooler();
+    refusal.process = Process {
+        pid: 77,
+        tid: 79,
+        comm: Some("worker".to_owned()),
+    };
+    refusal
+}
+
+pub(super) fn unknown() -> Refusal {
+    let mut verdict = verdict(
+        Cause::Unknown,
+        Certainty::Unknown,
+        "the fork ended with ENOMEM, and none of the 17 watched checks was seen refusing",
+    );
+    verdict.stage = Some("copy_thread");
+    verdict.trail = vec![TrailEntry {
+        function: "kernel_clone",
+        returned: "-ENOMEM".to_owned(),
+    }];
+    verdict.evidence = Evidence {
+        overcommit: Some(OvercommitEvidence {
+            overcommit_memory: Some(0),
+            ..OvercommitEvidence::default()
+        }),
+        pids: vec![
+            level("/a", None, 10, Some(100)),
+            level("/", None, 20, Some(1_000)),
+        ],
+        pids_truncated: true,
+        nproc: None,
+        threads: Some(ThreadsEvidence {
+            tasks: 2_100,
+            limit: 254_000,
+        }),
+        pid_namespace_alive: Some(false),
+    };
+    verdict.ruled_out = vec![
+        Considered {
+            what: "strict overcommit",
+            why: "vm.overcommit_memory is 0, not strict".to_owned(),
+        },
+        Considered {
+            what: "pids cgroup",
+            why: "the fullest cgroup has 10 tasks of 100".to_owned(),
+        },
+    ];
+    verdict.also_possible = vec![Considered {
+        what: "pid namespace without init",
+        why: "the init process of the pid namespace for children is gone".to_owned(),
+    }];
+    verdict.not_seen = (1..=7).map(|n| format!("check_{n}: not in BTF")).collect();
+    refusal(-libc::ENOMEM, verdict)
+}
+
+/// Next to nothing could be read.
+pub(super) fn sparse() -> Refusal {
+    let verdict = verdict(
+        Cause::Unknown,
+        Certainty::Unknown,
+        "fork failed with an unknown error, and the numbers of no check that gives it fit",
+    );
+    Refusal {
+        postmaster: Postmaster {
+            pid: 9,
+            ..Postmaster::default()
+        },
+        process: Process {
+            pid: 9,
+            tid: 9,
+            comm: None,
+        },
+        clone_flags: None,
+        errno: None,
+        duration_ns: None,
+        method: Method::Tracepoint,
+        verdict,
+        lost_before: 0,
+    }
+}
+
+/// Every string that others choose is hostile.
+pub(super) fn hostile() -> Refusal {
+    let bad = || HOSTILE.to_owned();
+    let mut refusal = pids();
+    refusal.postmaster = Postmaster {
+        pid: 1843,
+        kind: WatchedKind::Process,
+        comm: Some(bad()),
+        port: None,
+        data_dir: None,
+        version: Some(bad()),
+        unit: Some(bad()),
+        container: Some(bad()),
+    };
+    refusal.process = Process {
+        pid: 1844,
+        tid: 1844,
+        comm: Some(bad()),
+    };
+    let verdict = &mut refusal.verdict;
+    verdict.because = bad();
+    verdict.certainty = Certainty::Unknown;
+    verdict.scope = Some(Scope::Cgroup {
+        path: Some(bad()),
+        cgroup_id: 1,
+        ancestor: 0,
+        unit: Some(bad()),
+        property: bad(),
+        container: None,
+    });
+    verdict.evidence.pids = vec![CgroupLevel {
+        unit: Some(bad()),
+        property: bad(),
+        ..level(&(bad() + &"x".repeat(5_000)), None, 5, Some(5))
+    }];
+    verdict.remedy = vec![remedy(&bad(), &bad(), true)];
+    let considered = || {
+        vec![Considered {
+            what: "pids cgroup",
+            why: bad(),
+        }]
+    };
+    verdict.ruled_out = considered();
+    verdict.also_possible = considered();
+    verdict.not_seen = vec![bad()];
+    refusal
+}
+
+pub(super) fn refusals() -> Vec<(&'static str, Refusal)> {
+    vec![
+        ("commit_limit", commit_limit()),
+        ("commit_limit_deduced", commit_limit_deduced()),
+        ("pids_cgroup_max", pids()),
+        ("rlimit_nproc", nproc()),
+        ("unknown", unknown()),
+        ("sparse", sparse()),
+        ("hostile", hostile()),
+    ]
+}
+
+pub(super) fn repeat(refusals: u64) -> Line {
+    Line::Repeat(Repeat {
+        postmaster: postmaster(),
+        cause: Cause::CommitLimit,
+        certainty: Certainty::Observed,
+        scope: Some(Scope::Host),
+        refusals,
+    })
+}
+
+pub(super) fn change(event: Change, previous_pid: Option<u32>) -> Line {
+    Line::Postmaster(PostmasterChange {
+        event,
+        postmaster: in_container(),
+        previous_pid,
+    })
+}
+
+pub(super) fn totals(postmaster: Postmaster, forks: u64, causes: &[(&str, u64)]) -> Totals {
+    let refused_by_cause: BTreeMap<String, u64> = causes
+        .iter()
+        .map(|(cause, count)| ((*cause).to_owned(), *count))
+        .collect();
+    Totals {
+        postmaster,
+        forks,
+        refused: refused_by_cause.values().sum(),
+        refused_by_cause,
+        fork_time_ns: Some(ForkTime {
+            p50: 420_000,
+            p99: 3_100_000,
+        }),
+        ..Totals::default()
+    }
+}
+
+pub(super) fn end(refusals: u64, lost: u64, accounted: bool) -> End {
+    End {
+        watched_ns: 134_000_000_000,
+        refusals,
+        lost,
+        reason: EndReason::Signal,
+        accounted,
+    }
+}
+
+/// One of every kind of line, full and sparse.
+pub(super) fn all() -> Vec<Line> {
+    let mut lines = vec![
+        start(
+            vec![postmaster(), in_container(), pooler()],
+            &["dup_fd: not in BTF"],
+        ),
+        start(Vec::new(), &[]),
+        repeat(412),
+        change(Change::Appeared, None),
+        change(Change::Gone, None),
+        change(Change::Restarted, Some(5)),
+        Notice::line("proc_hidden", "other users' processes are hidden: hidepid"),
+        Line::Totals(totals(postmaster(), 1_204, &[("commit_limit", 413)])),
+        Line::Totals(Totals::default()),
+        Line::End(end(413, 0, true)),
+    ];
+    for what in [LostWhat::Records, LostWhat::Returns, LostWhat::Attempts] {
+        lines.push(Line::Lost(Lost { what, count: 3 }));
+    }
+    for reason in [EndReason::Duration, EndReason::Until, EndReason::NoMore] {
+        lines.push(Line::End(End {
+            reason,
+            ..end(0, 2, false)
+        }));
+    }
+    lines.extend(
+        refusals()
+            .into_iter()
+            .map(|(_, it)| Line::Refusal(Box::new(it))),
+    );
+    lines
+}

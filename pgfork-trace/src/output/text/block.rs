@@ -1,0 +1,253 @@
+//! One refusal, whole: what happened first, then why, then what to do.
+
+use super::{
+    super::{
+        escape::{name, sentence},
+        line::{Errno, Refusal, WatchedKind},
+        units::counted,
+    },
+    container, numbers,
+    style::Style,
+    who,
+};
+use crate::verdict::{Cause, Certainty, CheckSeen, Considered, Remedy, Scope, Verdict};
+
+/// Column of the certainty.
+const CERTAINTY_COLUMN: usize = 76;
+/// Widest command that its effect stands next to.
+const COMMAND_WIDTH: usize = 48;
+/// Most checks listed that could not be watched.
+const MOST_NOT_SEEN: usize = 5;
+
+/// Rows with a label; rows that go on have an empty one.
+struct Block {
+    out: String,
+    style: Style,
+}
+
+impl Block {
+    fn rows(&mut self, label: &str, rows: impl IntoIterator<Item = String>) {
+        let mut label = label;
+        for row in rows {
+            self.out += &format!("  {}{row}\n", self.style.label(&format!("{label:<10}")));
+            label = "";
+        }
+    }
+
+    fn row(&mut self, label: &str, row: String) {
+        self.rows(label, [row]);
+    }
+}
+
+/// The block of a refusal; `clock` is its time.
+pub(super) fn refusal(clock: &str, refusal: &Refusal, style: Style) -> String {
+    let verdict = &refusal.verdict;
+    let mut block = Block {
+        out: format!(
+            "{clock}  {}  {}{}\n",
+            style.alarm("REFUSED"),
+            style.strong(&who(&refusal.postmaster)),
+            caller(refusal)
+        ),
+        style,
+    };
+    block.row("errno", errno(refusal));
+    block.row("cause", cause(verdict, style));
+    block.rows("check", check(verdict));
+    block.row("because", sentence(&verdict.because).into_owned());
+    block.rows("numbers", numbers::lines(verdict));
+    if verdict.certainty == Certainty::Unknown {
+        block.rows(
+            "stage",
+            verdict
+                .stage
+                .map(|it| format!("the fork got as far as {it}")),
+        );
+        block.rows("ruled out", considered(&verdict.ruled_out));
+    }
+    block.rows("possible", considered(&verdict.also_possible));
+    if verdict.certainty == Certainty::Unknown {
+        block.rows("not seen", not_seen(&verdict.not_seen));
+    }
+    block.rows("remedy", remedies(verdict, style));
+    if refusal.lost_before > 0 {
+        block.row(
+            "lost",
+            format!(
+                "details of {} before this one; they are counted",
+                counted(refusal.lost_before, "refusal", "refusals")
+            ),
+        );
+    }
+    block.out
+}
+
+/// Who called fork, where it was not the watched process's first thread.
+fn caller(refusal: &Refusal) -> String {
+    let process = &refusal.process;
+    let comm = process
+        .comm
+        .as_ref()
+        .map(|comm| format!(" ({})", name(comm)))
+        .unwrap_or_default();
+    if process.pid != refusal.postmaster.pid {
+        format!(", in process {}{comm}", process.pid)
+    } else if process.tid != process.pid {
+        format!(", in thread {}{comm}", process.tid)
+    } else {
+        String::new()
+    }
+}
+
+/// PostgreSQL's own words, as its log and the client have them.
+fn errno(refusal: &Refusal) -> String {
+    let server = refusal.postmaster.kind == WatchedKind::Postmaster
+        && refusal.process.pid == refusal.postmaster.pid;
+    match (&refusal.errno, server) {
+        (Some(errno), true) => format!(
+            "{}: \"could not fork new process for connection: {}\"",
+            errno.name,
+            strerror(errno)
+        ),
+        (Some(errno), false) => format!("{}: {}", errno.name, strerror(errno)),
+        (None, true) => {
+            "not readable here; the server log has it: \"could not fork new process for connection: ...\"".to_owned()
+        }
+        (None, false) => "not readable here".to_owned(),
+    }
+}
+
+/// The text of glibc, which is what PostgreSQL prints almost everywhere.
+fn strerror(errno: &Errno) -> String {
+    match errno.number {
+        libc::ENOMEM => "Cannot allocate memory".to_owned(),
+        libc::EAGAIN => "Resource temporarily unavailable".to_owned(),
+        number => {
+            let text = std::io::Error::from_raw_os_error(number).to_string();
+            text.split(" (os error").next().unwrap_or(&text).to_owned()
+        }
+    }
+}
+
+fn cause(verdict: &Verdict, style: Style) -> String {
+    let entry = verdict.cause.entry();
+    let whose = match &verdict.scope {
+        Some(Scope::Cgroup {
+            container: Some(id),
+            ..
+        }) => format!(" ({})", container(id)),
+        Some(Scope::Cgroup {
+            unit: Some(unit), ..
+        }) => format!(" ({})", name(unit)),
+        Some(Scope::Cgroup {
+            path: Some(path), ..
+        }) => format!(" ({})", name(path)),
+        Some(Scope::User { uid, .. }) => format!(" (uid {uid})"),
+        _ => String::new(),
+    };
+    let length = entry.id.len() + 2 + entry.title.len() + whose.chars().count();
+    let gap = CERTAINTY_COLUMN.saturating_sub(length).max(2);
+    let certainty = format!("[{}]", verdict.certainty.name());
+    format!(
+        "{}: {}{whose}{:gap$}{}",
+        style.strong(entry.id),
+        entry.title,
+        "",
+        match verdict.certainty {
+            Certainty::Observed => style.good(&certainty),
+            Certainty::Deduced | Certainty::Unknown => style.doubt(&certainty),
+        }
+    )
+}
+
+/// The way to the check, or all that was seen failing.
+fn check(verdict: &Verdict) -> Option<String> {
+    let Some(CheckSeen {
+        function,
+        path,
+        returned,
+    }) = &verdict.check
+    else {
+        let trail: Vec<String> = verdict
+            .trail
+            .iter()
+            .map(|entry| format!("{} = {}", entry.function, entry.returned))
+            .collect();
+        return (!trail.is_empty())
+            .then(|| format!("not identified; seen failing: {}", trail.join(", ")));
+    };
+    let mut way = path.clone();
+    if way.last() != Some(function) {
+        way.push(function);
+    }
+    let result = match returned {
+        Some(returned) => format!(" = {returned}"),
+        None => " (its return was not seen)".to_owned(),
+    };
+    Some(way.join(" > ") + &result)
+}
+
+fn considered(all: &[Considered]) -> impl Iterator<Item = String> {
+    all.iter()
+        .map(|it| format!("{}: {}", it.what, sentence(&it.why)))
+}
+
+fn not_seen(all: &[String]) -> Vec<String> {
+    let mut rows: Vec<String> = all
+        .iter()
+        .take(MOST_NOT_SEEN)
+        .map(|why| sentence(why).into_owned())
+        .collect();
+    if all.len() > MOST_NOT_SEEN {
+        rows.push(format!(
+            "and {} more, see `pgfork-trace probes`",
+            all.len() - MOST_NOT_SEEN
+        ));
+    }
+    rows
+}
+
+fn remedies(verdict: &Verdict, style: Style) -> Vec<String> {
+    if verdict.remedy.is_empty() {
+        let why = match verdict.cause {
+            Cause::Unknown => "none: no limit is proven to be the cause",
+            _ => "none could be computed: some of its numbers were not readable",
+        };
+        return vec![why.to_owned()];
+    }
+    // Ways to more commit limit stand for each other; limits on one path, or now and later, go together.
+    let joint = match verdict.cause {
+        Cause::CommitLimit => "or ",
+        Cause::PidsCgroupMax | Cause::RlimitNproc | Cause::Unknown => "and ",
+    };
+    let commands: Vec<String> = verdict
+        .remedy
+        .iter()
+        .enumerate()
+        .map(|(at, remedy)| {
+            let joint = if at == 0 { "" } else { joint };
+            format!("{joint}{}", sentence(&remedy.command))
+        })
+        .collect();
+    let fitting = commands.iter().map(|it| it.chars().count());
+    let width = fitting
+        .filter(|width| *width <= COMMAND_WIDTH)
+        .max()
+        .unwrap_or(0);
+    commands
+        .iter()
+        .zip(&verdict.remedy)
+        .flat_map(|(command, remedy)| remedy_rows(command, remedy, width, style))
+        .collect()
+}
+
+fn remedy_rows(command: &str, remedy: &Remedy, width: usize, style: Style) -> Vec<String> {
+    let effect = sentence(&remedy.effect);
+    let length = command.chars().count();
+    let command = style.strong(command);
+    if length > width {
+        return vec![command, format!("    {effect}")];
+    }
+    let gap = width - length + 3;
+    vec![format!("{command}{:gap$}{effect}", "")]
+}

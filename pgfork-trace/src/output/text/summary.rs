@@ -1,0 +1,83 @@
+//! The end: what was counted, and whether the count is whole.
+
+use super::{
+    super::{
+        line::{DETAILS_LOST, End, EndReason, Totals},
+        units::{count, counted, long_time, short_time},
+    },
+    kind_and_pid,
+};
+
+/// The last lines.
+pub(super) fn end(end: &End, totals: &[Totals]) -> String {
+    // A terminal has just shown ^C: an empty line sets the summary apart from it.
+    let watched = format!("\nWatched {}.", long_time(end.watched_ns));
+    let mut out = match totals {
+        [] => format!("{watched} No postmaster was seen.\n"),
+        [one] => format!("{watched} {}\n", self::totals(one)),
+        several => {
+            let mut out = format!("{watched}\n");
+            for one in several {
+                out += &self::totals(one);
+                out.push('\n');
+            }
+            out
+        }
+    };
+    if end.reason == EndReason::NoMore {
+        out += "No watched process is left.\n";
+    }
+    out += &accounted(end);
+    out
+}
+
+/// Counts of one watched process.
+pub(super) fn totals(totals: &Totals) -> String {
+    let subject = kind_and_pid(&totals.postmaster);
+    // ASCII: "postmaster" or "process".
+    let subject = subject[..1].to_uppercase() + &subject[1..];
+    let mut out = format!(
+        "{subject}: {}, {} refused",
+        counted(totals.forks, "fork", "forks"),
+        count(totals.refused)
+    );
+    if !totals.refused_by_cause.is_empty() {
+        let causes: Vec<String> = totals
+            .refused_by_cause
+            .iter()
+            .map(|(cause, refused)| match cause.as_str() {
+                DETAILS_LOST => format!("details lost {}", count(*refused)),
+                cause => format!("{cause} {}", count(*refused)),
+            })
+            .collect();
+        out += &format!(" ({})", causes.join(", "));
+    }
+    if totals.restarted > 0 {
+        out += &format!(", {} restarted by signals", count(totals.restarted));
+    }
+    if totals.untracked > 0 {
+        out += &format!(", {} not followed", count(totals.untracked));
+    }
+    out.push('.');
+    if let Some(time) = totals.fork_time_ns {
+        out += &format!(
+            " Fork time p50 {}, p99 {}.",
+            short_time(time.p50),
+            short_time(time.p99)
+        );
+    }
+    out
+}
+
+fn accounted(end: &End) -> String {
+    let lost = counted(end.lost, "event", "events");
+    match (end.accounted, end.lost) {
+        (true, 0) => "Every attempt is accounted for; 0 events lost.\n".to_owned(),
+        (true, _) => {
+            format!("Every attempt is accounted for; {lost} lost: counted, without details.\n")
+        }
+        (false, _) => {
+            format!("Not every attempt is accounted for, {lost} lost: there may have been more.\n")
+        }
+    }
+}
