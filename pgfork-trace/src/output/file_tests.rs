@@ -44,10 +44,12 @@ fn existing_files_and_links_are_refused() {
     assert!(matches!(error, OpenError::Other { .. }), "{error}");
 }
 
+type Shared<T> = Arc<Mutex<T>>;
+
 /// A store that holds so many bytes, and takes at most three at once.
 struct Small {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    room: Arc<Mutex<usize>>,
+    bytes: Shared<Vec<u8>>,
+    room: Shared<usize>,
     can_take_back: bool,
     interrupted: bool,
 }
@@ -80,7 +82,7 @@ impl Store for Small {
     }
 }
 
-fn small(can_take_back: bool) -> (LineWriter, Arc<Mutex<Vec<u8>>>, Arc<Mutex<usize>>) {
+fn small(can_take_back: bool) -> (LineWriter, Shared<Vec<u8>>, Shared<usize>) {
     let (bytes, room) = (Arc::default(), Arc::new(Mutex::new(12)));
     let store = Small {
         bytes: Arc::clone(&bytes),

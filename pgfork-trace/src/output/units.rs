@@ -83,7 +83,7 @@ impl SumUnit {
     pub fn show(self, number: u64) -> String {
         match self {
             Self::Mib => {
-                let half = if number % MIB == 0 { "" } else { ".5" };
+                let half = if number.is_multiple_of(MIB) { "" } else { ".5" };
                 format!("{}{half} MiB", count(number / MIB))
             }
             Self::Kib => format!("{} KiB", count(number / KIB)),

@@ -261,3 +261,7 @@ fn unknown(evidence: &Evidence) -> Vec<String> {
     }
     rows
 }
+
+#[cfg(test)]
+#[path = "numbers_tests.rs"]
+mod tests;

@@ -1,0 +1,108 @@
+//! Lines other than refusals, and all of them together.
+
+use std::collections::BTreeMap;
+
+use super::{
+    super::line::{
+        Change, End, EndReason, ForkTime, Line, Lost, LostWhat, Method, Notice, Postmaster,
+        PostmasterChange, Repeat, Start, Totals,
+    },
+    in_container, pooler, postmaster, refusals,
+};
+use crate::verdict::{Cause, Certainty, Scope};
+
+pub(in crate::output) fn start(postmasters: Vec<Postmaster>, not_seen: &[&str]) -> Line {
+    Line::Start(Start {
+        tool_version: "0.1.0".to_owned(),
+        kernel: "6.1.0-50-cloud-amd64".to_owned(),
+        method: Method::Fexit,
+        probes: 17,
+        attach_ns: 190_000_000,
+        not_seen: not_seen.iter().map(|it| (*it).to_owned()).collect(),
+        postmasters,
+    })
+}
+
+pub(in crate::output) fn repeat(refusals: u64) -> Line {
+    Line::Repeat(Repeat {
+        postmaster: postmaster(),
+        cause: Cause::CommitLimit,
+        certainty: Certainty::Observed,
+        scope: Some(Scope::Host),
+        refusals,
+    })
+}
+
+pub(in crate::output) fn change(event: Change, previous_pid: Option<u32>) -> Line {
+    Line::Postmaster(PostmasterChange {
+        event,
+        postmaster: in_container(),
+        previous_pid,
+    })
+}
+
+pub(in crate::output) fn totals(
+    postmaster: Postmaster,
+    forks: u64,
+    causes: &[(&str, u64)],
+) -> Totals {
+    let refused_by_cause: BTreeMap<String, u64> = causes
+        .iter()
+        .map(|(cause, count)| ((*cause).to_owned(), *count))
+        .collect();
+    Totals {
+        postmaster,
+        forks,
+        refused: refused_by_cause.values().sum(),
+        refused_by_cause,
+        fork_time_ns: Some(ForkTime {
+            p50: 420_000,
+            p99: 3_100_000,
+        }),
+        ..Totals::default()
+    }
+}
+
+pub(in crate::output) fn end(refusals: u64, lost: u64, accounted: bool) -> End {
+    End {
+        watched_ns: 134_000_000_000,
+        refusals,
+        lost,
+        reason: EndReason::Signal,
+        accounted,
+    }
+}
+
+/// One of every kind of line, full and sparse.
+pub(in crate::output) fn all() -> Vec<Line> {
+    let mut lines = vec![
+        start(
+            vec![postmaster(), in_container(), pooler()],
+            &["dup_fd: not in BTF"],
+        ),
+        start(Vec::new(), &[]),
+        repeat(412),
+        change(Change::Appeared, None),
+        change(Change::Gone, None),
+        change(Change::Restarted, Some(5)),
+        Notice::line("proc_hidden", "other users' processes are hidden: hidepid"),
+        Line::Totals(totals(postmaster(), 1_204, &[("commit_limit", 413)])),
+        Line::Totals(Totals::default()),
+        Line::End(end(413, 0, true)),
+    ];
+    for what in [LostWhat::Records, LostWhat::Returns, LostWhat::Attempts] {
+        lines.push(Line::Lost(Lost { what, count: 3 }));
+    }
+    for reason in [EndReason::Duration, EndReason::Until, EndReason::NoMore] {
+        lines.push(Line::End(End {
+            reason,
+            ..end(0, 2, false)
+        }));
+    }
+    lines.extend(
+        refusals()
+            .into_iter()
+            .map(|(_, it)| Line::Refusal(Box::new(it))),
+    );
+    lines
+}
