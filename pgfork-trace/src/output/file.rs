@@ -1,9 +1,9 @@
 //! Lines that are written whole or not at all.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -48,6 +48,21 @@ pub(super) fn create(path: &Path) -> Result<File, OpenError> {
                 OpenError::Exists(path.to_owned())
             }
         })
+}
+
+/// Removes a file that nothing was written to: the next attempt may want the
+/// name. Only this very file, and failing is no harm.
+pub(super) fn remove_empty(path: &Path, created: (u64, u64)) {
+    let same = fs::symlink_metadata(path)
+        .is_ok_and(|found| found.len() == 0 && identity(&found) == created);
+    if same {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Device and inode.
+pub(super) fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// A place for lines.

@@ -1,7 +1,6 @@
 //! Tests of creating the file and of writing lines to what fails.
 
 use std::{
-    fs,
     os::unix::fs::{PermissionsExt, symlink},
     sync::{Arc, Mutex},
 };
@@ -45,6 +44,22 @@ fn existing_files_and_links_are_refused() {
 }
 
 type Shared<T> = Arc<Mutex<T>>;
+
+#[test]
+fn only_the_own_empty_file_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("out");
+    let mut file = create(&path).unwrap();
+    let created = identity(&file.metadata().unwrap());
+    remove_empty(&path, (created.0, created.1 + 1));
+    assert!(path.exists());
+    file.append(b"x").unwrap();
+    remove_empty(&path, created);
+    assert!(path.exists());
+    file.take_back(1).unwrap();
+    remove_empty(&path, created);
+    assert!(!path.exists());
+}
 
 /// A store that holds so many bytes, and takes at most three at once.
 struct Small {

@@ -155,6 +155,11 @@ impl JsonLines {
         self.writer.unwritten()
     }
 
+    /// Whether nothing was written yet.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.writer.written() == 0
+    }
+
     fn stop_details(&mut self, time: Timestamp) -> io::Result<()> {
         self.counted = Some(Fold::new(PACE));
         let notice = Notice::line(

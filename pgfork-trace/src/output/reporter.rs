@@ -2,13 +2,13 @@
 
 use std::{
     io::{self, ErrorKind, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
 
 use super::{
-    Line, OpenError, OutputOptions, Surroundings, file,
+    Line, OpenError, OutputOptions, Surroundings, escape, file,
     json::JsonLines,
     text::{Text, TextOptions},
 };
@@ -29,13 +29,44 @@ pub struct Reporter {
     /// Text for people next to JSON on standard output.
     people: Option<Text>,
     stderr: Box<dyn Write + Send>,
-    file: Option<(String, JsonLines)>,
+    file: Option<Kept>,
     /// Time of the last line or tick.
     last: Timestamp,
     complained_stdout: bool,
     complained_file: bool,
     /// Blocks of text that could not be written.
     unwritten: u64,
+}
+
+/// The output file.
+struct Kept {
+    path: PathBuf,
+    identity: (u64, u64),
+    lines: JsonLines,
+}
+
+impl Kept {
+    fn create(path: &Path, max_size: Option<u64>) -> Result<Self, OpenError> {
+        let file = file::create(path)?;
+        let metadata = file.metadata().map_err(|source| OpenError::Other {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            identity: file::identity(&metadata),
+            lines: JsonLines::new(Box::new(file), max_size),
+        })
+    }
+}
+
+/// Where watching never began, no empty file is left to be in the way of the next try.
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.lines.is_empty() {
+            file::remove_empty(&self.path, self.identity);
+        }
+    }
 }
 
 enum Stdout {
@@ -51,13 +82,11 @@ impl Reporter {
         stdout: impl Write + Send + 'static,
         stderr: impl Write + Send + 'static,
     ) -> Result<Self, OpenError> {
-        let file = match &options.file {
-            Some(path) => {
-                let store = Box::new(file::create(path)?);
-                Some((path_name(path), JsonLines::new(store, options.max_size)))
-            }
-            None => None,
-        };
+        let file = options
+            .file
+            .as_deref()
+            .map(|path| Kept::create(path, options.max_size))
+            .transpose()?;
         let text = |terminal, details| {
             Text::new(TextOptions {
                 color: surroundings.colors(options.color, terminal),
@@ -124,20 +153,21 @@ impl Reporter {
             Some(Stdout::Json(json)) => json.unwritten(),
             _ => 0,
         };
-        let file = self.file.as_ref().map_or(0, |(_, file)| file.unwritten());
+        let file = self.file.as_ref().map_or(0, |file| file.lines.unwritten());
         self.unwritten + stdout + file
     }
 
     fn with_file(&mut self, write: impl FnOnce(&mut JsonLines) -> io::Result<()>) {
-        let Some((name, file)) = &mut self.file else {
+        let Some(file) = &mut self.file else {
             return;
         };
-        if let Err(error) = write(file)
+        if let Err(error) = write(&mut file.lines)
             && !self.complained_file
         {
             self.complained_file = true;
             let complaint = format!(
-                "pgfork-trace: cannot write to {name}: {}; watching goes on\n",
+                "pgfork-trace: cannot write to {}: {}; watching goes on\n",
+                escape::name(&file.path.to_string_lossy()),
                 reason(&error)
             );
             self.say(&complaint);
@@ -186,10 +216,6 @@ impl Reporter {
             let _ = self.stderr.flush();
         }
     }
-}
-
-fn path_name(path: &Path) -> String {
-    super::escape::name(&path.to_string_lossy()).into_owned()
 }
 
 /// An error without Rust's "(os error 28)".

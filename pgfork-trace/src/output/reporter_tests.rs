@@ -215,6 +215,20 @@ fn file_has_every_record_next_to_text() {
 }
 
 #[test]
+fn file_without_a_line_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("out.json");
+    let options = OutputOptions {
+        file: Some(path.clone()),
+        ..OutputOptions::default()
+    };
+    let run = run(&options, false);
+    assert!(path.exists());
+    drop(run);
+    assert!(!path.exists());
+}
+
+#[test]
 fn closed_pipe_is_said_once_and_the_file_goes_on() {
     for json in [false, true] {
         let directory = tempfile::tempdir().unwrap();
