@@ -12,8 +12,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use pgfork_trace_common::{
-    Attempt, Check, Failed, HISTOGRAM_BUCKETS, MAX_TRAIL, MAX_WATCHED, RefusalKey, Totals,
-    Watched, bucket_of, record, valid,
+    Attempt, Check, Failed, HISTOGRAM_BUCKETS, MAX_TRAIL, MAX_WATCHED, RefusalKey, Totals, Watched,
+    bucket_of, record, valid,
 };
 
 /// Processes to follow, by process id in the initial pid namespace.
@@ -89,7 +89,9 @@ pub fn watched(tgid: u32) -> Option<Watched> {
 fn totals(tgid: u32) -> Option<&'static mut Totals> {
     // SAFETY: map values outlive the program; concurrent threads of one process
     // may race on plain counters, so they are changed by atomic additions only.
-    TOTALS.get_ptr_mut(&tgid).map(|totals| unsafe { &mut *totals })
+    TOTALS
+        .get_ptr_mut(&tgid)
+        .map(|totals| unsafe { &mut *totals })
 }
 
 #[inline(always)]
@@ -106,7 +108,9 @@ pub fn open() -> Option<&'static mut Attempt> {
     }
     let (_, tid) = ids();
     // SAFETY: only the thread that owns the attempt reaches its entry.
-    ATTEMPTS.get_ptr_mut(&tid).map(|attempt| unsafe { &mut *attempt })
+    ATTEMPTS
+        .get_ptr_mut(&tid)
+        .map(|attempt| unsafe { &mut *attempt })
 }
 
 /// Opens an attempt for the current thread, if its process is watched.
@@ -123,7 +127,11 @@ pub fn begin(source: u32, clone_flags: u64) {
         // Either a leftover of this thread, whose return was missed, or no room.
         let replaced = ATTEMPTS.insert(&tid, blank, 0).is_ok();
         if let Some(totals) = totals(tgid) {
-            add(if replaced { &mut totals.missed } else { &mut totals.untracked });
+            add(if replaced {
+                &mut totals.missed
+            } else {
+                &mut totals.untracked
+            });
         }
         if !replaced {
             return;
@@ -205,7 +213,10 @@ fn emit(attempt: &mut Attempt, totals: &mut Totals) {
     }
     attempt.lost_before = totals.lost;
     count(attempt);
-    if RECORDS.output::<Attempt>(&*attempt, BPF_RB_FORCE_WAKEUP as u64).is_err() {
+    if RECORDS
+        .output::<Attempt>(&*attempt, BPF_RB_FORCE_WAKEUP as u64)
+        .is_err()
+    {
         add(&mut totals.lost);
     }
 }

@@ -41,8 +41,13 @@ pub(crate) use offset;
 #[inline(always)]
 pub fn field(at: usize) -> Option<u64> {
     // SAFETY: `at` is a u32 field of the static, which is never written while programs run.
-    let offset = unsafe { core::ptr::read_volatile((&raw const OFFSETS).byte_add(at).cast::<u32>()) };
-    if offset == ABSENT { None } else { Some(offset as u64) }
+    let offset =
+        unsafe { core::ptr::read_volatile((&raw const OFFSETS).byte_add(at).cast::<u32>()) };
+    if offset == ABSENT {
+        None
+    } else {
+        Some(offset as u64)
+    }
 }
 
 /// Reads a value at a kernel address; nothing when the address is null or bad.

@@ -6,7 +6,10 @@
 //! finds them by name, from the one table in its `kernel::plan`.
 #![no_std]
 #![no_main]
-#![allow(internal_features, reason = "atomic additions on a target without compare-and-swap")]
+#![allow(
+    internal_features,
+    reason = "atomic additions on a target without compare-and-swap"
+)]
 #![feature(core_intrinsics)]
 
 mod attempt;
@@ -15,9 +18,7 @@ mod kernel;
 
 use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
-    programs::{
-        FEntryContext, FExitContext, ProbeContext, RetProbeContext, RawTracePointContext,
-    },
+    programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
 use checks::{clone, overcommit, pids, process, rlimit, stages};
 use pgfork_trace_common::Check;

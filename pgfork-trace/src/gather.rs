@@ -71,7 +71,10 @@ impl Gatherer {
                 facts
             }
         };
-        if facts.overcommit.is_some_and(|settings| settings.mode == STRICT) {
+        if facts
+            .overcommit
+            .is_some_and(|settings| settings.mode == STRICT)
+        {
             let slow = self.slow(pid, now);
             facts.fork_charge_bytes = slow.fork_charge_bytes;
             facts.backends = slow.backends;
@@ -90,7 +93,9 @@ impl Gatherer {
 
     fn read(&self, pid: Pid) -> Facts {
         let sysctls = sysctl::sysctls(&self.root).unwrap_or_default();
-        let chain = cgroup::chain(&self.root, pid, Controller::Pids).ok().flatten();
+        let chain = cgroup::chain(&self.root, pid, Controller::Pids)
+            .ok()
+            .flatten();
         Facts {
             page_size: self.page_size,
             cpus: self.cpus,
@@ -114,9 +119,19 @@ impl Gatherer {
         {
             return slow.clone();
         }
-        let accounted = |pid| process::accounted(&self.root, pid).ok().flatten().map(|it| it.total_bytes);
+        let accounted = |pid| {
+            process::accounted(&self.root, pid)
+                .ok()
+                .flatten()
+                .map(|it| it.total_bytes)
+        };
         let children = children(&self.root, pid);
-        let mut charges: Vec<u64> = children.iter().rev().take(SAMPLED_CHILDREN).filter_map(|child| accounted(*child)).collect();
+        let mut charges: Vec<u64> = children
+            .iter()
+            .rev()
+            .take(SAMPLED_CHILDREN)
+            .filter_map(|child| accounted(*child))
+            .collect();
         charges.sort_unstable();
         let slow = Slow {
             fork_charge_bytes: accounted(pid),
@@ -147,7 +162,9 @@ impl Gatherer {
 
 fn system_value(name: libc::c_int) -> Option<u64> {
     // SAFETY: sysconf only reads.
-    u64::try_from(unsafe { libc::sysconf(name) }).ok().filter(|value| *value > 0)
+    u64::try_from(unsafe { libc::sysconf(name) })
+        .ok()
+        .filter(|value| *value > 0)
 }
 
 fn memory_facts(root: &Root) -> Option<MemoryFacts> {
@@ -194,7 +211,9 @@ fn cgroup_fact(level: &Level) -> Option<CgroupFact> {
 
 /// Children of `parent`, by pid.
 fn children(root: &Root, parent: Pid) -> Vec<Pid> {
-    let Ok(pids) = process::pids(root) else { return Vec::new() };
+    let Ok(pids) = process::pids(root) else {
+        return Vec::new();
+    };
     let is_child = |pid: &Pid| {
         process::stat(root, *pid)
             .ok()

@@ -36,8 +36,18 @@ fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
             if plan.verbose > 0 {
                 pgfork_trace::diagnostics::to_stderr(plan.verbose);
             }
-            let mut reporter = Reporter::new(&plan.output, &Surroundings::read(), std::io::stdout(), std::io::stderr())?;
-            let options = trace::Options { plan: what, method: plan.method, verbose: plan.verbose > 0, started };
+            let mut reporter = Reporter::new(
+                &plan.output,
+                &Surroundings::read(),
+                std::io::stdout(),
+                std::io::stderr(),
+            )?;
+            let options = trace::Options {
+                plan: what,
+                method: plan.method,
+                verbose: plan.verbose > 0,
+                started,
+            };
             // One thread: a second one would cost 2 MiB of the commit charge that may be short.
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()

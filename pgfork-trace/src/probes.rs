@@ -47,7 +47,10 @@ pub fn run(json: bool, method: Option<Method>) -> Result<()> {
     }
     writeln!(out, "Kernel {}", report.kernel)?;
     if method == Some(Method::Tracepoint) {
-        writeln!(out, "Method tracepoint: no function of the fork path is hooked; fork() of each postmaster's C library is.")?;
+        writeln!(
+            out,
+            "Method tracepoint: no function of the fork path is hooked; fork() of each postmaster's C library is."
+        )?;
     }
     for probe in &report.checks {
         match &probe.why {
@@ -56,7 +59,11 @@ pub fn run(json: bool, method: Option<Method>) -> Result<()> {
         }
     }
     if !report.variables_hidden.is_empty() {
-        writeln!(out, "Not shown by the kernel, read from /proc instead: {}", report.variables_hidden.join(", "))?;
+        writeln!(
+            out,
+            "Not shown by the kernel, read from /proc instead: {}",
+            report.variables_hidden.join(", ")
+        )?;
     }
     Ok(())
 }
@@ -68,14 +75,21 @@ fn read() -> Result<Report> {
     let btf = Btf::open(Path::new(btf::VMLINUX), &wanted)?;
     let plan = Plan::choose(&btf)?;
     let symbols = Symbols::read(Path::new("/proc/kallsyms"), &functions).unwrap_or_default();
-    let known = plan.hooks.iter().map(|hook| Probe { function: hook.alternative.function, known: true, why: None });
+    let known = plan.hooks.iter().map(|hook| Probe {
+        function: hook.alternative.function,
+        known: true,
+        why: None,
+    });
     let unknown = plan.not_seen.iter().map(|not_seen| Probe {
         function: row(not_seen.check).function(),
         known: false,
         why: Some(not_seen.why.clone()),
     });
     Ok(Report {
-        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
         checks: known.chain(unknown).collect(),
         variables_hidden: VARIABLES
             .into_iter()

@@ -35,7 +35,9 @@ pub fn libc_entered() {
 #[inline(always)]
 pub fn libc_returned(ret: i32) {
     let (tgid, _) = attempt::ids();
-    let Some(watched) = attempt::watched(tgid) else { return };
+    let Some(watched) = attempt::watched(tgid) else {
+        return;
+    };
     let errno = if ret < 0 {
         errno_of_current(watched.errno_tp_offset)
     } else {
@@ -116,8 +118,12 @@ fn memory(attempt: &mut Attempt, task: u64) {
 
 #[inline(always)]
 fn pid_namespace(attempt: &mut Attempt, task: u64) {
-    let Some(nsproxy) = read_at::<u64>(task, offset!(task_nsproxy)) else { return };
-    let Some(namespace) = read_at::<u64>(nsproxy, offset!(nsproxy_pid_ns)) else { return };
+    let Some(nsproxy) = read_at::<u64>(task, offset!(task_nsproxy)) else {
+        return;
+    };
+    let Some(namespace) = read_at::<u64>(nsproxy, offset!(nsproxy_pid_ns)) else {
+        return;
+    };
     if let Some(allocated) = read_at(namespace, offset!(pidns_allocated))
         && let Some(level) = read_at(namespace, offset!(pidns_level))
         && let Some(inum) = read_at(namespace, offset!(pidns_inum))

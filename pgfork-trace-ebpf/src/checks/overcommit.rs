@@ -27,20 +27,25 @@ pub fn refused_stashed(ret: i32) {
 
 #[inline(always)]
 fn record(attempt: &mut Attempt, ret: i32, mm: u64, pages: u64, cap_sys_admin: i32) {
-    let mode = kernel::overcommit_mode();
-    let committed = kernel::committed_pages();
+    // One reading after the other: an Option that outlives its test is copied
+    // with its unset half, and the verifier refuses to read what was never written.
     attempt.overcommit = Overcommit {
         pages: pages as i64,
-        total_vm_pages: read_at(mm, offset!(mm_total_vm)).unwrap_or(0),
-        committed_pages: committed.unwrap_or(0),
+        total_vm_pages: 0,
+        committed_pages: 0,
         cap_sys_admin,
-        mode: mode.unwrap_or(0),
+        mode: 0,
     };
     attempt.valid |= valid::OVERCOMMIT_CALL;
-    if committed.is_some() {
+    if let Some(total_vm_pages) = read_at(mm, offset!(mm_total_vm)) {
+        attempt.overcommit.total_vm_pages = total_vm_pages;
+    }
+    if let Some(committed_pages) = kernel::committed_pages() {
+        attempt.overcommit.committed_pages = committed_pages;
         attempt.valid |= valid::COMMITTED;
     }
-    if mode.is_some() {
+    if let Some(mode) = kernel::overcommit_mode() {
+        attempt.overcommit.mode = mode;
         attempt.valid |= valid::OVERCOMMIT_MODE;
     }
     note_result(attempt, Check::VmEnoughMemory, Some(ret));

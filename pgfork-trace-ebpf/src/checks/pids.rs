@@ -50,7 +50,9 @@ pub fn snapshot(attempt: &mut Attempt) {
 
 #[inline(always)]
 fn walk(attempt: &mut Attempt, css_set: u64) {
-    let Some(mut css) = kernel::pids_css(css_set) else { return };
+    let Some(mut css) = kernel::pids_css(css_set) else {
+        return;
+    };
     attempt.pids_levels = 0;
     for number in 0..MAX_PIDS_LEVELS {
         let parent: u64 = read_at(css, offset!(css_parent)).unwrap_or(0);

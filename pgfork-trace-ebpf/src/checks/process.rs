@@ -1,10 +1,6 @@
 //! Processes of interest that appear or end.
 
-use aya_ebpf::{
-    helpers::bpf_get_current_comm,
-    macros::map,
-    maps::HashMap,
-};
+use aya_ebpf::{helpers::bpf_get_current_comm, macros::map, maps::HashMap};
 use aya_log_ebpf::debug;
 use pgfork_trace_common::{ProcessEvent, record};
 
@@ -17,7 +13,9 @@ static EXEC_NAMES: HashMap<[u8; 16], u8> = HashMap::with_max_entries(16, 0);
 /// A program was executed.
 #[inline(always)]
 pub fn exec<C: aya_ebpf::EbpfContext>(ctx: &C) {
-    let Ok(comm) = bpf_get_current_comm() else { return };
+    let Ok(comm) = bpf_get_current_comm() else {
+        return;
+    };
     // SAFETY: the entry is only tested for presence.
     if unsafe { EXEC_NAMES.get(&comm) }.is_none() {
         return;

@@ -40,12 +40,18 @@ pub fn snapshot(attempt: &mut Attempt) {
 #[inline(always)]
 fn walk(attempt: &mut Attempt) {
     let task = kernel::current();
-    let Some(signal) = read_at::<u64>(task, offset!(task_signal)) else { return };
-    let Some(rlim) = offset!(signal_rlim) else { return };
+    let Some(signal) = read_at::<u64>(task, offset!(task_signal)) else {
+        return;
+    };
+    let Some(rlim) = offset!(signal_rlim) else {
+        return;
+    };
     let Some(mut limit) = read_at::<u64>(signal, Some(rlim + RLIMIT_NPROC * RLIMIT_SIZE)) else {
         return;
     };
-    let Some(cred) = read_at::<u64>(task, offset!(task_real_cred)) else { return };
+    let Some(cred) = read_at::<u64>(task, offset!(task_real_cred)) else {
+        return;
+    };
     let Some(mut ucounts) = read_at::<u64>(cred, offset!(cred_ucounts)) else {
         by_user(attempt, cred, limit);
         return;
@@ -54,8 +60,12 @@ fn walk(attempt: &mut Attempt) {
     for number in 0..MAX_NPROC_LEVELS {
         // enum rlimit_type: UCOUNT_RLIMIT_NPROC is 0 in 6.1 to 7.2
         // (include/linux/user_namespace.h); user space verifies it in the BTF.
-        let Some(count) = read_at::<i64>(ucounts, offset!(ucounts_rlimit)) else { break };
-        let Some(userns) = read_at::<u64>(ucounts, offset!(ucounts_ns)) else { break };
+        let Some(count) = read_at::<i64>(ucounts, offset!(ucounts_rlimit)) else {
+            break;
+        };
+        let Some(userns) = read_at::<u64>(ucounts, offset!(ucounts_ns)) else {
+            break;
+        };
         attempt.nproc[number] = NprocLevel {
             count,
             limit,
@@ -81,8 +91,12 @@ fn walk(attempt: &mut Attempt) {
 /// Before 5.14: one count per user, in `user_struct`.
 #[inline(always)]
 fn by_user(attempt: &mut Attempt, cred: u64, limit: u64) {
-    let Some(user) = read_at::<u64>(cred, offset!(cred_user)) else { return };
-    let Some(count) = read_at::<i32>(user, offset!(user_processes)) else { return };
+    let Some(user) = read_at::<u64>(cred, offset!(cred_user)) else {
+        return;
+    };
+    let Some(count) = read_at::<i32>(user, offset!(user_processes)) else {
+        return;
+    };
     let userns = read_at::<u64>(cred, offset!(cred_user_ns)).unwrap_or(0);
     attempt.nproc[0] = NprocLevel {
         count: count as i64,

@@ -49,7 +49,11 @@ pub fn error_pointer(ret: u64) -> Option<i32> {
 /// Pointer: null or an error pointer is an error; null is given as 0.
 #[inline(always)]
 pub fn null_or_error_pointer(ret: u64) -> Option<i32> {
-    if ret == 0 { Some(0) } else { error_pointer(ret) }
+    if ret == 0 {
+        Some(0)
+    } else {
+        error_pointer(ret)
+    }
 }
 
 /// `bool`: false means that it could not help. Only the low byte counts.

@@ -39,12 +39,19 @@ macro_rules! typed {
 
 /// Attaches the fentry and fexit programs of a function; returns how many.
 /// A second one that fails takes the first one down again.
-pub(super) fn trampolines(ebpf: &mut Ebpf, hook: &Alternative, btf: &Btf) -> Result<usize, CaptureError> {
+pub(super) fn trampolines(
+    ebpf: &mut Ebpf,
+    hook: &Alternative,
+    btf: &Btf,
+) -> Result<usize, CaptureError> {
     let function = hook.function;
     let mut attached = 0;
     if let Some(name) = hook.fentry {
         let fentry = typed!(ebpf, name, FEntry);
-        fentry.load(function, btf).and_then(|()| fentry.attach()).map_err(|error| refused(name, function, error))?;
+        fentry
+            .load(function, btf)
+            .and_then(|()| fentry.attach())
+            .map_err(|error| refused(name, function, error))?;
         attached += 1;
     }
     if let Some(name) = hook.fexit {
@@ -100,20 +107,35 @@ pub(super) struct ForkProbes {
 /// Loads the programs that watch `fork` of C libraries.
 pub(super) fn load_fork_probes(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
     for name in [FORK_ENTRY, FORK_RETURN] {
-        typed!(ebpf, name, UProbe).load().map_err(|error| refused(name, "", error))?;
+        typed!(ebpf, name, UProbe)
+            .load()
+            .map_err(|error| refused(name, "", error))?;
     }
     Ok(())
 }
 
 /// Attaches them to one process: no cost for any other.
-pub(super) fn fork_probes(ebpf: &mut Ebpf, pid: u32, library: &Library) -> Result<ForkProbes, CaptureError> {
-    let scope = NonZeroU32::new(pid).ok_or_else(|| CaptureError::NoLibc { pid, why: "no such process".to_owned() })?;
+pub(super) fn fork_probes(
+    ebpf: &mut Ebpf,
+    pid: u32,
+    library: &Library,
+) -> Result<ForkProbes, CaptureError> {
+    let scope = NonZeroU32::new(pid).ok_or_else(|| CaptureError::NoLibc {
+        pid,
+        why: "no such process".to_owned(),
+    })?;
     let mut attach = |name: &str| -> Result<UProbeLink, CaptureError> {
         let probe = typed!(ebpf, name, UProbe);
         let link = probe
-            .attach(library.fork_offset, &library.path, UProbeScope::OneProcess(scope))
+            .attach(
+                library.fork_offset,
+                &library.path,
+                UProbeScope::OneProcess(scope),
+            )
             .map_err(|error| refused(name, "fork", error))?;
-        probe.take_link(link).map_err(|error| refused(name, "fork", error))
+        probe
+            .take_link(link)
+            .map_err(|error| refused(name, "fork", error))
     };
     // The return first: an entry without it would leave an attempt open.
     let _return = attach(FORK_RETURN)?;

@@ -14,19 +14,25 @@ const CAP_SYS_ADMIN: u32 = 21;
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// The process lacks capabilities.
-    #[error("tracing needs root: this process lacks {missing}. Run it with sudo, or give the container these capabilities")]
+    #[error(
+        "tracing needs root: this process lacks {missing}. Run it with sudo, or give the container these capabilities"
+    )]
     Privilege {
         /// Capabilities that are missing.
         missing: String,
     },
     /// The kernel does not show its types.
-    #[error("{source}\nTracing reads kernel structures by the kernel's own description of them, which needs a kernel built with CONFIG_DEBUG_INFO_BTF (5.10 and later of every large distribution are) and /sys mounted")]
+    #[error(
+        "{source}\nTracing reads kernel structures by the kernel's own description of them, which needs a kernel built with CONFIG_DEBUG_INFO_BTF (5.10 and later of every large distribution are) and /sys mounted"
+    )]
     Btf {
         /// What failed.
         source: BtfError,
     },
     /// The kernel's types are not what any supported kernel has.
-    #[error("{0}: this kernel cannot be traced by this version; please report its version (uname -r)")]
+    #[error(
+        "{0}: this kernel cannot be traced by this version; please report its version (uname -r)"
+    )]
     Layout(#[from] LayoutError),
     /// The bpf system call is refused.
     #[error("bpf() is refused ({source}): {why}")]
@@ -64,7 +70,9 @@ pub enum CaptureError {
         source: Box<ProgramError>,
     },
     /// The method asked for does not work here.
-    #[error("method {method} does not work on this kernel: {why}\nWithout --method the best one that works is chosen")]
+    #[error(
+        "method {method} does not work on this kernel: {why}\nWithout --method the best one that works is chosen"
+    )]
     Method {
         /// Method.
         method: &'static str,
@@ -98,7 +106,11 @@ pub enum CaptureError {
 }
 
 fn on(function: &str) -> String {
-    if function.is_empty() { String::new() } else { format!(" on {function}") }
+    if function.is_empty() {
+        String::new()
+    } else {
+        format!(" on {function}")
+    }
 }
 
 /// What this process may do, as far as it decides about bpf().
@@ -121,7 +133,11 @@ pub(super) fn missing_capabilities(standing: &Standing) -> Option<String> {
     if has(CAP_SYS_ADMIN) {
         return None;
     }
-    let missing: Vec<&str> = BITS.iter().filter(|(bit, _)| !has(*bit)).map(|(_, name)| *name).collect();
+    let missing: Vec<&str> = BITS
+        .iter()
+        .filter(|(bit, _)| !has(*bit))
+        .map(|(_, name)| *name)
+        .collect();
     (!missing.is_empty()).then(|| format!("{} (or CAP_SYS_ADMIN)", missing.join(" and ")))
 }
 
@@ -138,9 +154,9 @@ pub(super) fn explain_load(error: EbpfError, standing: &Standing) -> CaptureErro
             why: who_refuses(standing),
         },
         // BPF_MAP_TYPE_RINGBUF is unknown before 5.8 (kernel/bpf/syscall.c map_create).
-        Some(libc::EINVAL) if release_before(&standing.release, 5, 8) => {
-            CaptureError::TooOld { release: standing.release.clone() }
-        }
+        Some(libc::EINVAL) if release_before(&standing.release, 5, 8) => CaptureError::TooOld {
+            release: standing.release.clone(),
+        },
         _ => error.into(),
     }
 }
@@ -148,7 +164,11 @@ pub(super) fn explain_load(error: EbpfError, standing: &Standing) -> CaptureErro
 fn who_refuses(standing: &Standing) -> String {
     if standing.seccomp_filter {
         "a seccomp filter is in force, as container runtimes set it. Run on the host, or let the runtime allow bpf() and perf_event_open() (Docker: --security-opt seccomp=unconfined)".to_owned()
-    } else if standing.lockdown.as_deref().is_some_and(|mode| mode != "none") {
+    } else if standing
+        .lockdown
+        .as_deref()
+        .is_some_and(|mode| mode != "none")
+    {
         format!(
             "the kernel is locked down ({}), which forbids reading kernel memory by BPF",
             standing.lockdown.as_deref().unwrap_or_default()
@@ -159,7 +179,9 @@ fn who_refuses(standing: &Standing) -> String {
 }
 
 fn release_before(release: &str, major: u32, minor: u32) -> bool {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(a)), Some(Ok(b))) => (a, b) < (major, minor),
         _ => false,
@@ -171,37 +193,70 @@ mod tests {
     use super::*;
 
     fn standing(capabilities: u64) -> Standing {
-        Standing { capabilities, release: "6.1.0-50-amd64".to_owned(), ..Standing::default() }
+        Standing {
+            capabilities,
+            release: "6.1.0-50-amd64".to_owned(),
+            ..Standing::default()
+        }
     }
 
     fn create_error(code: i32) -> EbpfError {
-        EbpfError::MapError(MapError::CreateError { name: "RECORDS".to_owned(), io_error: io::Error::from_raw_os_error(code) })
+        EbpfError::MapError(MapError::CreateError {
+            name: "RECORDS".to_owned(),
+            io_error: io::Error::from_raw_os_error(code),
+        })
     }
 
     #[test]
     fn missing_capabilities_are_named() {
-        assert_eq!(missing_capabilities(&standing(0)).unwrap(), "CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)");
-        assert_eq!(missing_capabilities(&standing(1 << 39)).unwrap(), "CAP_PERFMON (or CAP_SYS_ADMIN)");
+        assert_eq!(
+            missing_capabilities(&standing(0)).unwrap(),
+            "CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)"
+        );
+        assert_eq!(
+            missing_capabilities(&standing(1 << 39)).unwrap(),
+            "CAP_PERFMON (or CAP_SYS_ADMIN)"
+        );
         assert_eq!(missing_capabilities(&standing(1 << 39 | 1 << 38)), None);
         assert_eq!(missing_capabilities(&standing(1 << 21)), None);
     }
 
     #[test]
     fn a_refused_bpf_call_says_who_refuses() {
-        let filtered = Standing { seccomp_filter: true, ..standing(1 << 21) };
-        assert!(explain_load(create_error(libc::EPERM), &filtered).to_string().contains("seccomp"));
-        let locked = Standing { lockdown: Some("confidentiality".to_owned()), ..standing(1 << 21) };
-        assert!(explain_load(create_error(libc::EPERM), &locked).to_string().contains("locked down (confidentiality)"));
+        let filtered = Standing {
+            seccomp_filter: true,
+            ..standing(1 << 21)
+        };
+        assert!(
+            explain_load(create_error(libc::EPERM), &filtered)
+                .to_string()
+                .contains("seccomp")
+        );
+        let locked = Standing {
+            lockdown: Some("confidentiality".to_owned()),
+            ..standing(1 << 21)
+        };
+        assert!(
+            explain_load(create_error(libc::EPERM), &locked)
+                .to_string()
+                .contains("locked down (confidentiality)")
+        );
         let text = explain_load(create_error(libc::EPERM), &standing(1 << 21)).to_string();
         assert!(text.contains("policy"), "{text}");
     }
 
     #[test]
     fn an_old_kernel_is_named_as_such() {
-        let old = Standing { release: "4.18.0-553.el8".to_owned(), ..standing(1 << 21) };
+        let old = Standing {
+            release: "4.18.0-553.el8".to_owned(),
+            ..standing(1 << 21)
+        };
         let text = explain_load(create_error(libc::EINVAL), &old).to_string();
         assert!(text.contains("kernel 4.18.0-553.el8 is too old"), "{text}");
-        assert!(matches!(explain_load(create_error(libc::EINVAL), &standing(1 << 21)), CaptureError::Object(_)));
+        assert!(matches!(
+            explain_load(create_error(libc::EINVAL), &standing(1 << 21)),
+            CaptureError::Object(_)
+        ));
         assert!(!release_before("5.8.0", 5, 8));
         assert!(!release_before("6.1.0", 5, 8));
         assert!(release_before("5.7.19", 5, 8));

@@ -33,18 +33,25 @@ pub(super) struct Library {
 /// Finds the C library of `pid` among its mappings.
 pub(super) fn locate(pid: u32) -> Result<Library, CaptureError> {
     let maps = PathBuf::from(format!("/proc/{pid}/maps"));
-    let file = File::open(&maps).map_err(|source| CaptureError::Read { path: maps.clone(), source })?;
+    let file = File::open(&maps).map_err(|source| CaptureError::Read {
+        path: maps.clone(),
+        source,
+    })?;
     let mut line = Vec::new();
     let mut reader = BufReader::new(file);
     loop {
         line.clear();
         let read = reader
             .read_until(b'\n', &mut line)
-            .map_err(|source| CaptureError::Read { path: maps.clone(), source })?;
+            .map_err(|source| CaptureError::Read {
+                path: maps.clone(),
+                source,
+            })?;
         if read == 0 {
             return Err(CaptureError::NoLibc {
                 pid,
-                why: "no C library is mapped into it (a static or Go program forks by itself)".to_owned(),
+                why: "no C library is mapped into it (a static or Go program forks by itself)"
+                    .to_owned(),
             });
         }
         if let Some((start, name)) = c_library(&line) {
@@ -67,16 +74,24 @@ fn c_library(line: &[u8]) -> Option<(u64, PathBuf)> {
     }
     let path = PathBuf::from(OsString::from_vec(line[slash..].trim_ascii_end().to_vec()));
     let name = path.file_name()?.to_str()?;
-    let is_libc = name.starts_with("libc.so") || name.starts_with("libc-2.") || name.starts_with("ld-musl-");
+    let is_libc =
+        name.starts_with("libc.so") || name.starts_with("libc-2.") || name.starts_with("ld-musl-");
     is_libc.then_some((u64::from_str_radix(start, 16).ok()?, path))
 }
 
 fn examine(pid: u32, path: PathBuf, start: u64) -> Result<Library, CaptureError> {
     let no = |why: String| CaptureError::NoLibc { pid, why };
-    let file = File::open(&path).map_err(|source| CaptureError::Read { path: path.clone(), source })?;
+    let file = File::open(&path).map_err(|source| CaptureError::Read {
+        path: path.clone(),
+        source,
+    })?;
     let cache = ReadCache::new(file);
-    let elf = ElfFile64::<Endianness, _>::parse(&cache)
-        .map_err(|error| no(format!("{} is not a 64 bit ELF file: {error}", path.display())))?;
+    let elf = ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| {
+        no(format!(
+            "{} is not a 64 bit ELF file: {error}",
+            path.display()
+        ))
+    })?;
     let fork = elf
         .dynamic_symbols()
         .find(|symbol| symbol.name() == Ok("fork") && symbol.is_definition())
@@ -84,7 +99,11 @@ fn examine(pid: u32, path: PathBuf, start: u64) -> Result<Library, CaptureError>
     let fork_offset = file_offset(&elf, fork.address())
         .ok_or_else(|| no(format!("fork of {} lies in no segment", path.display())))?;
     let errno_tp_offset = errno_slot(&elf).and_then(|slot| read_slot(pid, start + slot));
-    Ok(Library { path, fork_offset, errno_tp_offset })
+    Ok(Library {
+        path,
+        fork_offset,
+        errno_tp_offset,
+    })
 }
 
 type Elf<'a> = ElfFile64<'a, Endianness, &'a ReadCache<File>>;
@@ -144,7 +163,10 @@ mod tests {
         let glibc = b"7f3b9c000000-7f3b9c026000 r--p 00000000 fe:00 1310 /usr/lib/x86_64-linux-gnu/libc.so.6\n";
         assert_eq!(
             c_library(glibc),
-            Some((0x7f3b_9c00_0000, PathBuf::from("/usr/lib/x86_64-linux-gnu/libc.so.6")))
+            Some((
+                0x7f3b_9c00_0000,
+                PathBuf::from("/usr/lib/x86_64-linux-gnu/libc.so.6")
+            ))
         );
         let later = b"7f3b9c026000-7f3b9c17b000 r-xp 00026000 fe:00 1310 /usr/lib/x86_64-linux-gnu/libc.so.6\n";
         assert_eq!(c_library(later), None);

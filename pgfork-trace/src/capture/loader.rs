@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel, include_bytes_aligned, maps::{HashMap, RingBuf}};
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel, include_bytes_aligned,
+    maps::{HashMap, RingBuf},
+};
 use pgfork_trace_common::Check;
 
 use super::{
@@ -43,7 +46,11 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { method: None, verbose: false, btf: PathBuf::from(btf::VMLINUX) }
+        Self {
+            method: None,
+            verbose: false,
+            btf: PathBuf::from(btf::VMLINUX),
+        }
     }
 }
 
@@ -54,12 +61,18 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
     }
     let kernel = Kernel::read(&settings.btf)?;
     raise_memlock();
-    let mut ebpf = load(&kernel, settings.verbose).map_err(|error| explain_load(error, &standing))?;
+    let mut ebpf =
+        load(&kernel, settings.verbose).map_err(|error| explain_load(error, &standing))?;
     let mut maps = Maps::take(&mut ebpf)?;
     for name in EXEC_NAMES {
         let mut comm = [0; 16];
         comm[..name.len()].copy_from_slice(name.as_bytes());
-        maps.exec_names.insert(comm, 1, 0).map_err(|source| CaptureError::Map { name: "EXEC_NAMES", source })?;
+        maps.exec_names
+            .insert(comm, 1, 0)
+            .map_err(|source| CaptureError::Map {
+                name: "EXEC_NAMES",
+                source,
+            })?;
     }
     let attached = choose_method(&mut ebpf, &kernel, settings.method)?;
     for name in ["sched_process_exec", "sched_process_exit"] {
@@ -71,7 +84,11 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
         watched: maps.watched,
         totals: maps.totals,
         refusals: maps.refusals,
-        coverage: Coverage { method: attached.method, hooked: attached.hooked, not_seen: attached.not_seen },
+        coverage: Coverage {
+            method: attached.method,
+            hooked: attached.hooked,
+            not_seen: attached.not_seen,
+        },
         probes: attached.probes + 2,
         forks: StdHashMap::new(),
         refused_methods: attached.refused,
@@ -94,7 +111,11 @@ impl Kernel {
         let plan = Plan::choose(&btf).map_err(|source| CaptureError::Btf { source })?;
         // Hidden or unreadable symbols only cost evidence; the verdict then says so.
         let symbols = Symbols::read(Path::new("/proc/kallsyms"), &functions).unwrap_or_default();
-        Ok(Self { layout: Layout::resolve(&btf)?, plan, symbols })
+        Ok(Self {
+            layout: Layout::resolve(&btf)?,
+            plan,
+            symbols,
+        })
     }
 
     fn address(&self, variable: &str) -> u64 {
@@ -124,7 +145,11 @@ fn load(kernel: &Kernel, verbose: bool) -> Result<Ebpf, aya::EbpfError> {
         .override_global("OFFSETS", &kernel.layout.offsets[..], true)
         .override_global("PIDS_CGRP_ID", &kernel.layout.pids_cgrp_id, true)
         .override_global(aya_log::LEVEL, &log_level, true)
-        .verifier_log_level(if verbose { VerifierLogLevel::default() } else { VerifierLogLevel::DISABLE });
+        .verifier_log_level(if verbose {
+            VerifierLogLevel::default()
+        } else {
+            VerifierLogLevel::DISABLE
+        });
     for (name, address) in names.iter().zip(&addresses) {
         loader.override_global(name, address, true);
     }
@@ -136,10 +161,16 @@ fn load(kernel: &Kernel, verbose: bool) -> Result<Ebpf, aya::EbpfError> {
 /// never uses. With no file descriptor to be had it cannot open that file, and
 /// goes without.
 fn without_btf<'a>() -> EbpfLoader<'a> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is valid for writing.
     let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
-    let none = libc::rlimit { rlim_cur: 0, ..limit };
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        ..limit
+    };
     // SAFETY: a valid limit; open descriptors stay open, and this program has one thread.
     let lowered = known && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) } == 0;
     let mut loader = EbpfLoader::new();
@@ -154,7 +185,10 @@ fn without_btf<'a>() -> EbpfLoader<'a> {
 /// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK` (kernel/bpf/syscall.c,
 /// `bpf_charge_memlock`). Only this process's own limit is touched.
 fn raise_memlock() {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
     // SAFETY: a valid limit. Where it is refused, later kernels do not need it.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
@@ -173,7 +207,9 @@ impl Maps {
             ebpf: &mut Ebpf,
             name: &'static str,
         ) -> Result<T, CaptureError> {
-            let missing = || aya::maps::MapError::InvalidName { name: name.to_owned() };
+            let missing = || aya::maps::MapError::InvalidName {
+                name: name.to_owned(),
+            };
             ebpf.take_map(name)
                 .ok_or_else(missing)
                 .and_then(T::try_from)
@@ -200,7 +236,11 @@ struct Attached {
 
 /// Tries the methods, best first, on `kernel_clone`; the first that works is
 /// the method. Single checks that it cannot hook are then tried by kprobe.
-fn choose_method(ebpf: &mut Ebpf, kernel: &Kernel, forced: Option<Method>) -> Result<Attached, CaptureError> {
+fn choose_method(
+    ebpf: &mut Ebpf,
+    kernel: &Kernel,
+    forced: Option<Method>,
+) -> Result<Attached, CaptureError> {
     let btf = kernel.function_ids()?;
     let mut refused = Vec::new();
     for method in [Method::Fexit, Method::Kprobe, Method::Tracepoint] {
@@ -212,28 +252,56 @@ fn choose_method(ebpf: &mut Ebpf, kernel: &Kernel, forced: Option<Method>) -> Re
             hooks => all_hooks(ebpf, kernel, &btf, hooks),
         };
         match attached {
-            Ok(attached) => return Ok(Attached { refused, ..attached }),
+            Ok(attached) => {
+                return Ok(Attached {
+                    refused,
+                    ..attached
+                });
+            }
             Err(error) if forced.is_some() => {
-                return Err(CaptureError::Method { method: method.name(), why: error.to_string() });
+                return Err(CaptureError::Method {
+                    method: method.name(),
+                    why: error.to_string(),
+                });
             }
             Err(error) => refused.push(format!("{}: {error}", method.name())),
         }
     }
-    Err(CaptureError::Method { method: "any", why: refused.join("; ") })
+    Err(CaptureError::Method {
+        method: "any",
+        why: refused.join("; "),
+    })
 }
 
 /// The checks first, `kernel_clone` last: no attempt is opened before all its checks are watched.
-fn all_hooks(ebpf: &mut Ebpf, kernel: &Kernel, btf: &AyaBtf, method: Method) -> Result<Attached, CaptureError> {
-    let (clone, checks): (Vec<&Hook>, Vec<&Hook>) =
-        kernel.plan.hooks.iter().partition(|hook| row(hook.check).essential);
+fn all_hooks(
+    ebpf: &mut Ebpf,
+    kernel: &Kernel,
+    btf: &AyaBtf,
+    method: Method,
+) -> Result<Attached, CaptureError> {
+    let (clone, checks): (Vec<&Hook>, Vec<&Hook>) = kernel
+        .plan
+        .hooks
+        .iter()
+        .partition(|hook| row(hook.check).essential);
     let clone = *clone.first().ok_or_else(|| CaptureError::Method {
         method: method.name(),
-        why: kernel.plan.not_seen.first().map_or_else(String::new, |not_seen| not_seen.why.clone()),
+        why: kernel
+            .plan
+            .not_seen
+            .first()
+            .map_or_else(String::new, |not_seen| not_seen.why.clone()),
     })?;
     let mut attached = Attached {
         method,
         hooked: HashSet::new(),
-        not_seen: kernel.plan.not_seen.iter().map(|it| (it.check, it.why.clone())).collect(),
+        not_seen: kernel
+            .plan
+            .not_seen
+            .iter()
+            .map(|it| (it.check, it.why.clone()))
+            .collect(),
         probes: 0,
         refused: Vec::new(),
     };
@@ -242,8 +310,13 @@ fn all_hooks(ebpf: &mut Ebpf, kernel: &Kernel, btf: &AyaBtf, method: Method) -> 
     attached.probes += by(ebpf, first, btf, method)?;
     attached.hooked.insert(first.check);
     for hook in checks.into_iter().filter(|hook| hook.check != first.check) {
-        let result = by(ebpf, hook, btf, method)
-            .or_else(|error| if method == Method::Fexit { by(ebpf, hook, btf, Method::Kprobe) } else { Err(error) });
+        let result = by(ebpf, hook, btf, method).or_else(|error| {
+            if method == Method::Fexit {
+                by(ebpf, hook, btf, Method::Kprobe)
+            } else {
+                Err(error)
+            }
+        });
         match result {
             Ok(probes) => {
                 attached.probes += probes;
@@ -270,25 +343,39 @@ fn state_only(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<Attached, CaptureError
     let mut not_seen: Vec<(Check, String)> = Vec::new();
     for variable in VARIABLES {
         if kernel.address(variable) == 0 {
-            let what = format!("the kernel does not show {variable}; /proc is read right after instead");
+            let what =
+                format!("the kernel does not show {variable}; /proc is read right after instead");
             not_seen.push((Check::KernelClone, what));
         }
     }
-    Ok(Attached { method: Method::Tracepoint, hooked: HashSet::new(), not_seen, probes: 0, refused: Vec::new() })
+    Ok(Attached {
+        method: Method::Tracepoint,
+        hooked: HashSet::new(),
+        not_seen,
+        probes: 0,
+        refused: Vec::new(),
+    })
 }
 
 /// Reads what this process may do. What cannot be read is taken as harmless:
 /// the kernel's own refusal then speaks.
 fn standing() -> Standing {
     let root = Root::default();
-    let status = crate::host::process::status(&root, std::process::id()).ok().flatten();
-    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|text| {
-        let (_, rest) = text.split_once('[')?;
-        Some(rest.split_once(']')?.0.to_owned())
-    });
+    let status = crate::host::process::status(&root, std::process::id())
+        .ok()
+        .flatten();
+    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown")
+        .ok()
+        .and_then(|text| {
+            let (_, rest) = text.split_once('[')?;
+            Some(rest.split_once(']')?.0.to_owned())
+        });
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     Standing {
-        capabilities: status.as_ref().and_then(|status| status.cap_effective).unwrap_or(u64::MAX),
+        capabilities: status
+            .as_ref()
+            .and_then(|status| status.cap_effective)
+            .unwrap_or(u64::MAX),
         seccomp_filter: matches!(
             status.and_then(|status| status.seccomp),
             Some(crate::host::process::Seccomp::Filter)

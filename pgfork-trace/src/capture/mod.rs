@@ -6,7 +6,10 @@ mod libc_fork;
 mod loader;
 mod record;
 
-use std::{collections::HashMap as StdHashMap, os::fd::{AsFd, BorrowedFd}};
+use std::{
+    collections::HashMap as StdHashMap,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use aya::{
     Ebpf,
@@ -150,7 +153,9 @@ impl Capture {
     ///
     /// # Errors
     /// When the log ring buffer cannot be read.
-    pub fn diagnostics(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
+    pub fn diagnostics(
+        &mut self,
+    ) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
         aya_log::EbpfLogger::init(&mut self.ebpf)
     }
 }

@@ -1,6 +1,8 @@
 //! Records of the ring buffer, decoded.
 
-use pgfork_trace_common::{Attempt, MAX_NPROC_LEVELS, MAX_PIDS_LEVELS, MAX_TRAIL, ProcessEvent, record};
+use pgfork_trace_common::{
+    Attempt, MAX_NPROC_LEVELS, MAX_PIDS_LEVELS, MAX_TRAIL, ProcessEvent, record,
+};
 
 /// What the kernel side sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +31,11 @@ impl Record {
             }
             record::EXEC | record::EXIT if bytes.len() == size_of::<ProcessEvent>() => {
                 let tgid = u32::from_ne_bytes(bytes.get(4..8)?.try_into().ok()?);
-                Some(if kind == record::EXEC { Self::Exec(tgid) } else { Self::Exit(tgid) })
+                Some(if kind == record::EXEC {
+                    Self::Exec(tgid)
+                } else {
+                    Self::Exit(tgid)
+                })
             }
             _ => None,
         }
@@ -60,7 +66,9 @@ mod tests {
     fn lengths_are_kept_within_their_arrays() {
         let mut bytes = vec![0xff; size_of::<Attempt>()];
         bytes[..4].copy_from_slice(&record::REFUSAL.to_ne_bytes());
-        let Some(Record::Refusal(attempt)) = Record::decode(&bytes) else { panic!("a refusal") };
+        let Some(Record::Refusal(attempt)) = Record::decode(&bytes) else {
+            panic!("a refusal")
+        };
         assert_eq!(attempt.trail_len as usize, MAX_TRAIL);
         assert_eq!(attempt.pids_levels as usize, MAX_PIDS_LEVELS);
         assert_eq!(attempt.nproc_levels as usize, MAX_NPROC_LEVELS);

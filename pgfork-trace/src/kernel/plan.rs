@@ -90,6 +90,8 @@ pub struct Row {
     pub alternatives: &'static [Alternative],
     /// Nothing can be said about refused forks without it.
     pub essential: bool,
+    /// Where the kernel lacks the function, or it returns nothing, there is no such check.
+    pub newer: bool,
 }
 
 impl Row {
@@ -154,12 +156,7 @@ const IN_CLONE: &[&str] = &["kernel_clone"];
 const IN_PROCESS: &[&str] = &["kernel_clone", "copy_process"];
 
 const fn checked(check: Check, alternatives: &'static [Alternative]) -> Row {
-    Row {
-        check,
-        path: IN_PROCESS,
-        alternatives,
-        essential: false,
-    }
+    below(check, IN_PROCESS, alternatives)
 }
 
 const fn below(
@@ -172,6 +169,7 @@ const fn below(
         path,
         alternatives,
         essential: false,
+        newer: false,
     }
 }
 
@@ -190,6 +188,7 @@ pub const TABLE: &[Row] = &[
             kretprobe: Some("kernel_clone_kretprobe"),
         }],
         essential: true,
+        newer: false,
     },
     below(
         Check::CopyProcess,
@@ -411,16 +410,20 @@ pub const TABLE: &[Row] = &[
             kretprobe: Some("pids_can_fork_kretprobe"),
         }],
     ),
-    checked(
-        Check::SchedCgroupFork,
-        &[result(
-            "sched_cgroup_fork",
-            &[To("task_struct"), To("kernel_clone_args")],
-            Returns::Int,
-            "sched_cgroup_fork_fexit",
-            "sched_cgroup_fork_kretprobe",
-        )],
-    ),
+    // Absent before 5.17 and without a result before 6.12 (kernel/sched/core.c).
+    Row {
+        newer: true,
+        ..checked(
+            Check::SchedCgroupFork,
+            &[result(
+                "sched_cgroup_fork",
+                &[To("task_struct"), To("kernel_clone_args")],
+                Returns::Int,
+                "sched_cgroup_fork_fexit",
+                "sched_cgroup_fork_kretprobe",
+            )],
+        )
+    },
     checked(
         Check::CgroupCancelFork,
         &[marker(
@@ -523,7 +526,11 @@ impl Plan {
                     break;
                 }
             }
-            if plan.hooks.last().is_none_or(|hook| hook.check != row.check) {
+            let found = plan
+                .hooks
+                .last()
+                .is_some_and(|hook| hook.check == row.check);
+            if !found && !(row.newer && offered.iter().all(|it| it.result == Class::Void)) {
                 plan.not_seen.push(NotSeen {
                     check: row.check,
                     why: why_not(row, &offered),

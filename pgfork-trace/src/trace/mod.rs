@@ -28,7 +28,10 @@ use crate::{
     kernel::plan::Method,
     output::{
         Closed, Line, Reporter,
-        line::{Change, End, EndReason, Errno, Lost, LostWhat, Notice, PostmasterChange, Process, Refusal, Start},
+        line::{
+            Change, End, EndReason, Errno, Lost, LostWhat, Notice, PostmasterChange, Process,
+            Refusal, Start,
+        },
     },
     postgres,
     verdict::{self, Verdict},
@@ -63,7 +66,11 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     let discovery = postgres::discover(&root)?;
     let nothing_asked = options.plan.filter == postgres::Filter::default();
     let targets = postgres::select(&root, &discovery.postmasters, &options.plan.filter)?;
-    let mut settings = Settings { method: options.method, verbose: options.verbose, ..Settings::default() };
+    let mut settings = Settings {
+        method: options.method,
+        verbose: options.verbose,
+        ..Settings::default()
+    };
     if let Some(path) = std::env::var_os("PGFORK_TRACE_BTF") {
         settings.btf = PathBuf::from(path);
     }
@@ -139,7 +146,12 @@ impl Trace<'_> {
         self.reporter.emit(Timestamp::now(), line)
     }
 
-    fn begin(&mut self, options: &Options, hidden: Option<String>, nothing_asked: bool) -> Result<(), Closed> {
+    fn begin(
+        &mut self,
+        options: &Options,
+        hidden: Option<String>,
+        nothing_asked: bool,
+    ) -> Result<(), Closed> {
         if options.method.is_none() && !self.capture.refused_methods().is_empty() {
             let refused = self.capture.refused_methods().join("; ");
             let method = self.capture.coverage().method.name();
@@ -152,7 +164,10 @@ impl Trace<'_> {
             self.emit(&Notice::line("proc_hidden", hidden))?;
         }
         if let Err(error) = privileges::drop_capabilities() {
-            self.emit(&Notice::line("capabilities_kept", format!("capabilities could not be dropped: {error}")))?;
+            self.emit(&Notice::line(
+                "capabilities_kept",
+                format!("capabilities could not be dropped: {error}"),
+            ))?;
         }
         let start = self.start_line(options);
         self.emit(&start)?;
@@ -179,15 +194,25 @@ impl Trace<'_> {
 
     fn start_line(&self, options: &Options) -> Line {
         let coverage = self.capture.coverage();
-        let release = crate::host::sysctl::read_sysctl(&self.root, "kernel/osrelease").ok().flatten();
+        let release = crate::host::sysctl::read_sysctl(&self.root, "kernel/osrelease")
+            .ok()
+            .flatten();
         Line::Start(Start {
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: release.unwrap_or_else(|| "unknown".to_owned()),
             method: coverage.method.into(),
             probes: self.capture.probes() as u64,
             attach_ns: nanoseconds(self.attached - options.started),
-            not_seen: coverage.not_seen.iter().map(|(_, why)| why.clone()).collect(),
-            postmasters: self.watchlist.alive().map(|watched| watched.shown.clone()).collect(),
+            not_seen: coverage
+                .not_seen
+                .iter()
+                .map(|(_, why)| why.clone())
+                .collect(),
+            postmasters: self
+                .watchlist
+                .alive()
+                .map(|watched| watched.shown.clone())
+                .collect(),
         })
     }
 
@@ -195,13 +220,24 @@ impl Trace<'_> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
         let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
-        let mut logger = if options.verbose { self.capture.diagnostics().ok() } else { None };
-        let records = self.capture.as_fd().try_clone_to_owned().context("cannot wait for the kernel's records")?;
+        let mut logger = if options.verbose {
+            self.capture.diagnostics().ok()
+        } else {
+            None
+        };
+        let records = self
+            .capture
+            .as_fd()
+            .try_clone_to_owned()
+            .context("cannot wait for the kernel's records")?;
         // SAFETY: the descriptor is owned by what is registered, and so open as long as that lives.
         let ready = unsafe { AsyncFd::register_with_interest(records, Interest::READABLE) }
             .context("cannot wait for the kernel's records")?;
         let mut tick = tokio::time::interval(TICK);
-        let deadline = options.plan.duration.map(|duration| tokio::time::Instant::from_std(self.attached) + duration);
+        let deadline = options
+            .plan
+            .duration
+            .map(|duration| tokio::time::Instant::from_std(self.attached) + duration);
         loop {
             let step = tokio::select! {
                 guard = ready.readable() => {
@@ -261,9 +297,19 @@ impl Trace<'_> {
         let facts = self.gatherer.facts(attempt, Instant::now());
         let verdict = verdict::judge(attempt, &facts, self.capture.coverage());
         self.refusals += 1;
-        let Some(watched) = self.watchlist.get_mut(attempt.tgid) else { return Ok(()) };
-        *watched.by_cause.entry(verdict.cause.id().to_owned()).or_default() += 1;
-        let line = refusal_line(attempt, watched.shown.clone(), self.capture.coverage().method, verdict);
+        let Some(watched) = self.watchlist.get_mut(attempt.tgid) else {
+            return Ok(());
+        };
+        *watched
+            .by_cause
+            .entry(verdict.cause.id().to_owned())
+            .or_default() += 1;
+        let line = refusal_line(
+            attempt,
+            watched.shown.clone(),
+            self.capture.coverage().method,
+            verdict,
+        );
         self.emit(&line)?;
         if self.until.is_some_and(|until| self.refusals >= until) {
             return Err(Stop::End(EndReason::Until));
@@ -274,7 +320,9 @@ impl Trace<'_> {
     fn exited(&mut self, pid: u32) -> Result<(), Closed> {
         self.capture.unwatch(pid);
         self.gatherer.forget(pid);
-        let Some(watched) = self.watchlist.remove(pid) else { return Ok(()) };
+        let Some(watched) = self.watchlist.remove(pid) else {
+            return Ok(());
+        };
         let gone = Line::Postmaster(PostmasterChange {
             event: Change::Gone,
             postmaster: watched.shown.clone(),
@@ -293,9 +341,15 @@ impl Trace<'_> {
                 self.emit(&Notice::line("not_watched", error.to_string()))?;
                 continue;
             }
-            let Some(watched) = self.watchlist.get_mut(pid) else { continue };
+            let Some(watched) = self.watchlist.get_mut(pid) else {
+                continue;
+            };
             let appeared = Line::Postmaster(PostmasterChange {
-                event: if previous.is_some() { Change::Restarted } else { Change::Appeared },
+                event: if previous.is_some() {
+                    Change::Restarted
+                } else {
+                    Change::Appeared
+                },
                 postmaster: watched.shown.clone(),
                 previous_pid: previous,
             });
@@ -310,7 +364,9 @@ impl Trace<'_> {
         let mut refused = 0;
         let mut lines = Vec::new();
         for watched in self.watchlist.everyone() {
-            let Some(counted) = self.capture.totals(watched.id.pid) else { continue };
+            let Some(counted) = self.capture.totals(watched.id.pid) else {
+                continue;
+            };
             refused += counted.refused;
             let losses = [
                 (LostWhat::Records, counted.lost),
@@ -321,7 +377,11 @@ impl Trace<'_> {
                 lost += count;
                 lines.push(Line::Lost(Lost { what, count }));
             }
-            lines.push(Line::Totals(totals::totals(watched.shown.clone(), &counted, &watched.by_cause)));
+            lines.push(Line::Totals(totals::totals(
+                watched.shown.clone(),
+                &counted,
+                &watched.by_cause,
+            )));
         }
         let counted_by_kind: u64 = self.capture.refusals().iter().map(|(_, count)| count).sum();
         lines.push(Line::End(End {
@@ -347,12 +407,25 @@ async fn at(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-fn refusal_line(attempt: &Attempt, postmaster: crate::output::line::Postmaster, method: Method, verdict: Verdict) -> Line {
-    let end = attempt.comm.iter().position(|byte| *byte == 0).unwrap_or(attempt.comm.len());
+fn refusal_line(
+    attempt: &Attempt,
+    postmaster: crate::output::line::Postmaster,
+    method: Method,
+    verdict: Verdict,
+) -> Line {
+    let end = attempt
+        .comm
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(attempt.comm.len());
     let comm = std::os::unix::ffi::OsStrExt::from_bytes(&attempt.comm[..end]);
     Line::Refusal(Box::new(Refusal {
         postmaster,
-        process: Process { pid: attempt.tgid, tid: attempt.tid, comm: Some(text(comm)) },
+        process: Process {
+            pid: attempt.tgid,
+            tid: attempt.tid,
+            comm: Some(text(comm)),
+        },
         clone_flags: (attempt.clone_flags != 0).then_some(attempt.clone_flags),
         errno: (attempt.valid & valid::RET != 0).then(|| Errno::from_ret(attempt.ret)),
         duration_ns: attempt.end_ns.checked_sub(attempt.start_ns),

@@ -14,7 +14,13 @@ const CAP_BPF: u32 = 39;
 
 /// Kept: reading other processes' files in /proc (`CAP_DAC_READ_SEARCH`, `CAP_SYS_PTRACE`), kernel
 /// addresses (`CAP_SYSLOG`), maps, and probes on postmasters that start later (`CAP_BPF`, `CAP_PERFMON`).
-const KEPT: [u32; 5] = [CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_SYSLOG, CAP_PERFMON, CAP_BPF];
+const KEPT: [u32; 5] = [
+    CAP_DAC_READ_SEARCH,
+    CAP_SYS_PTRACE,
+    CAP_SYSLOG,
+    CAP_PERFMON,
+    CAP_BPF,
+];
 
 #[repr(C)]
 struct Header {
@@ -39,7 +45,10 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let header = Header { version: VERSION, pid: 0 };
+    let header = Header {
+        version: VERSION,
+        pid: 0,
+    };
     let mut data = [Data::default(); 2];
     // SAFETY: version 3 reads a header and writes two elements.
     if unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) } != 0 {

@@ -7,7 +7,11 @@ use pgfork_trace_common::{HISTOGRAM_BUCKETS, Totals as Counted, bucket_floor};
 use crate::output::line::{DETAILS_LOST, ForkTime, Postmaster, Totals};
 
 /// Completes the kernel side's exact counts with the causes that were judged.
-pub(super) fn totals(postmaster: Postmaster, counted: &Counted, by_cause: &BTreeMap<String, u64>) -> Totals {
+pub(super) fn totals(
+    postmaster: Postmaster,
+    counted: &Counted,
+    by_cause: &BTreeMap<String, u64>,
+) -> Totals {
     let mut refused_by_cause = by_cause.clone();
     let judged: u64 = by_cause.values().sum();
     let details_lost = counted.refused.saturating_sub(judged);
@@ -27,7 +31,10 @@ pub(super) fn totals(postmaster: Postmaster, counted: &Counted, by_cause: &BTree
 }
 
 fn fork_time(histogram: &[u64; HISTOGRAM_BUCKETS]) -> Option<ForkTime> {
-    Some(ForkTime { p50: percentile(histogram, 50)?, p99: percentile(histogram, 99)? })
+    Some(ForkTime {
+        p50: percentile(histogram, 50)?,
+        p99: percentile(histogram, 99)?,
+    })
 }
 
 /// The nearest-rank percentile, as the middle of its bucket (an eighth of a power of two wide).
@@ -43,7 +50,10 @@ fn percentile(histogram: &[u64; HISTOGRAM_BUCKETS], percent: u64) -> Option<u64>
         seen >= rank
     })?;
     let bucket = u32::try_from(bucket).ok()?;
-    Some(u64::midpoint(bucket_floor(bucket), bucket_floor(bucket + 1)))
+    Some(u64::midpoint(
+        bucket_floor(bucket),
+        bucket_floor(bucket + 1),
+    ))
 }
 
 #[cfg(test)]
@@ -75,12 +85,21 @@ mod tests {
 
     #[test]
     fn refusals_without_a_record_are_shown_as_such() {
-        let counted = Counted { forks: 10, refused: 7, lost: 2, missed: 1, ..NONE };
+        let counted = Counted {
+            forks: 10,
+            refused: 7,
+            lost: 2,
+            missed: 1,
+            ..NONE
+        };
         let by_cause = BTreeMap::from([("commit_limit".to_owned(), 5)]);
         let totals = totals(Postmaster::default(), &counted, &by_cause);
         assert_eq!(totals.forks, 17);
         assert_eq!(totals.refused_by_cause["details_lost"], 2);
-        assert_eq!(totals.refused_by_cause.values().sum::<u64>(), totals.refused);
+        assert_eq!(
+            totals.refused_by_cause.values().sum::<u64>(),
+            totals.refused
+        );
         assert_eq!(totals.untracked, 1);
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use crate::{
     gather::text,
-    host::{Pid, Root, process::{AnyProcess, ProcessId}},
+    host::{
+        Pid, Root,
+        process::{AnyProcess, ProcessId},
+    },
     output::line,
     postgres::{self, Filter, Identity, Postmaster, Target, Why},
 };
@@ -41,7 +44,10 @@ pub(super) enum Found {
 
 impl Watchlist {
     pub(super) fn new(filter: Filter) -> Self {
-        Self { filter, ..Self::default() }
+        Self {
+            filter,
+            ..Self::default()
+        }
     }
 
     pub(super) fn add(&mut self, target: &Target) {
@@ -64,7 +70,10 @@ impl Watchlist {
         if self.alive.contains_key(&pid) {
             return self.alive.get_mut(&pid);
         }
-        self.gone.iter_mut().rev().find(|watched| watched.id.pid == pid)
+        self.gone
+            .iter_mut()
+            .rev()
+            .find(|watched| watched.id.pid == pid)
     }
 
     pub(super) fn alive(&self) -> impl Iterator<Item = &Watched> {
@@ -85,7 +94,9 @@ impl Watchlist {
 
     /// A process of that name was started.
     pub(super) fn candidate(&mut self, pid: Pid, now: Instant) {
-        let pids_only = !self.filter.pids.is_empty() && self.filter.ports.is_empty() && self.filter.data_dirs.is_empty();
+        let pids_only = !self.filter.pids.is_empty()
+            && self.filter.ports.is_empty()
+            && self.filter.data_dirs.is_empty();
         if !pids_only && !self.alive.contains_key(&pid) {
             self.candidates.insert(pid, now);
         }
@@ -103,7 +114,10 @@ impl Watchlist {
             match postgres::identify(root, pid) {
                 Ok(Identity::Postmaster(postmaster)) => {
                     // Without a port yet it cannot be told whether a port was asked for.
-                    if postmaster.port.is_none() && !self.filter.ports.is_empty() && now.duration_since(since) < CANDIDATE_FOR {
+                    if postmaster.port.is_none()
+                        && !self.filter.ports.is_empty()
+                        && now.duration_since(since) < CANDIDATE_FOR
+                    {
                         continue;
                     }
                     done.insert(pid);
@@ -112,14 +126,18 @@ impl Watchlist {
                     }
                 }
                 Ok(Identity::Candidate(candidate))
-                    if candidate.why != Why::SingleUser && now.duration_since(since) < CANDIDATE_FOR => {}
+                    if candidate.why != Why::SingleUser
+                        && now.duration_since(since) < CANDIDATE_FOR => {}
                 _ => {
                     done.insert(pid);
                 }
             }
         }
         self.candidates.retain(|pid, _| !done.contains(pid));
-        found.into_iter().map(|postmaster| self.adopt(&postmaster)).collect()
+        found
+            .into_iter()
+            .map(|postmaster| self.adopt(&postmaster))
+            .collect()
     }
 
     fn adopt(&mut self, postmaster: &Postmaster) -> Found {
@@ -129,23 +147,38 @@ impl Watchlist {
             .rev()
             .find(|watched| watched.data_dir.as_ref() == Some(&postmaster.data_dir))
             .map(|watched| watched.id.pid);
-        self.alive.insert(postmaster.pid, watched_postmaster(postmaster));
-        Found::New { pid: postmaster.pid, previous }
+        self.alive
+            .insert(postmaster.pid, watched_postmaster(postmaster));
+        Found::New {
+            pid: postmaster.pid,
+            previous,
+        }
     }
 
     fn wants(&self, root: &Root, postmaster: &Postmaster) -> bool {
         if self.filter == Filter::default() {
             return true;
         }
-        let filter = Filter { pids: Vec::new(), ..self.filter.clone() };
+        let filter = Filter {
+            pids: Vec::new(),
+            ..self.filter.clone()
+        };
         // Each wish on its own: select() insists that all of them exist.
         let single = filter
             .ports
             .iter()
-            .map(|port| Filter { ports: vec![*port], ..Filter::default() })
-            .chain(filter.data_dirs.iter().map(|dir| Filter { data_dirs: vec![dir.clone()], ..Filter::default() }));
+            .map(|port| Filter {
+                ports: vec![*port],
+                ..Filter::default()
+            })
+            .chain(filter.data_dirs.iter().map(|dir| Filter {
+                data_dirs: vec![dir.clone()],
+                ..Filter::default()
+            }));
         let one = std::slice::from_ref(postmaster);
-        single.into_iter().any(|wish| postgres::select(root, one, &wish).is_ok())
+        single
+            .into_iter()
+            .any(|wish| postgres::select(root, one, &wish).is_ok())
     }
 }
 
@@ -160,7 +193,10 @@ fn watched_postmaster(postmaster: &Postmaster) -> Watched {
             data_dir: Some(text(postmaster.data_dir.as_os_str())),
             version: postmaster.version.clone(),
             unit: postmaster.unit.as_ref().map(|unit| unit.unit.clone()),
-            container: postmaster.container.as_ref().map(|container| container.id.clone()),
+            container: postmaster
+                .container
+                .as_ref()
+                .map(|container| container.id.clone()),
         },
         data_dir: Some(postmaster.data_dir.clone()),
         by_cause: BTreeMap::new(),
@@ -173,7 +209,12 @@ fn watched_process(process: &AnyProcess) -> Watched {
         shown: line::Postmaster {
             pid: process.id.pid,
             kind: line::WatchedKind::Process,
-            comm: process.stat.comm.to_str().map(str::to_owned).or_else(|| Some(text(&process.stat.comm))),
+            comm: process
+                .stat
+                .comm
+                .to_str()
+                .map(str::to_owned)
+                .or_else(|| Some(text(&process.stat.comm))),
             ..line::Postmaster::default()
         },
         data_dir: None,
