@@ -257,14 +257,14 @@ fn header(start: &Start, verbose: u8) -> String {
     match start.not_seen.as_slice() {
         [] => {}
         not_seen if verbose > 0 => {
-            out += "Cannot be watched here:\n";
+            out += "Cannot be seen here:\n";
             for why in not_seen {
                 out += &format!("  {}\n", sentence(why));
             }
         }
         not_seen => {
-            let checks = counted(not_seen.len() as u64, "check", "checks");
-            out += &format!("{checks} cannot be watched here: `pgfork-trace probes` says which.\n");
+            let things = counted(not_seen.len() as u64, "thing", "things");
+            out += &format!("{things} cannot be seen here: `pgfork-trace probes` says which.\n");
         }
     }
     out

@@ -130,7 +130,7 @@ fn header_without_a_postmaster_and_in_detail() {
     );
     assert!(shown.starts_with("Watching 1 process on"), "{shown}");
     assert!(
-        shown.ends_with("  77  pgbouncer\nCannot be watched here:\n  dup_fd: not in BTF\n"),
+        shown.ends_with("  77  pgbouncer\nCannot be seen here:\n  dup_fd: not in BTF\n"),
         "{shown}"
     );
 }

@@ -3,7 +3,7 @@
 use super::{
     super::{
         escape::name,
-        units::{SumUnit, bytes, count},
+        units::{SumUnit, bytes, count, counted},
     },
     container,
 };
@@ -187,7 +187,11 @@ fn level_text(level: &CgroupLevel) -> String {
         Some(path) => name(path).into_owned(),
         None => format!("cgroup id {}", level.cgroup_id),
     };
-    format!("{} tasks of {limit} in {place}", count(level.tasks))
+    format!("{} of {limit} in {place}", tasks(level.tasks))
+}
+
+fn tasks(number: u64) -> String {
+    counted(number, "task", "tasks")
 }
 
 /// Where the limit is set.
@@ -219,18 +223,18 @@ fn nproc(nproc: &NprocEvidence) -> Vec<String> {
             ""
         };
         rows.push(format!(
-            "{} tasks of {limit} for {uid}{place}{exempt}",
-            count(level.tasks)
+            "{} of {limit} for {uid}{place}{exempt}",
+            tasks(level.tasks)
         ));
     }
-    let tasks = &nproc.user_tasks;
-    if !tasks.is_empty() {
-        let mut parts: Vec<String> = tasks
+    let user_tasks = &nproc.user_tasks;
+    if !user_tasks.is_empty() {
+        let mut parts: Vec<String> = user_tasks
             .iter()
             .take(MOST_NAMES)
             .map(|it| format!("{} {}", count(it.tasks), name(&it.comm)))
             .collect();
-        let others: u64 = tasks.iter().skip(MOST_NAMES).map(|it| it.tasks).sum();
+        let others: u64 = user_tasks.iter().skip(MOST_NAMES).map(|it| it.tasks).sum();
         if others > 0 {
             parts.push(format!("{} others", count(others)));
         }
@@ -251,8 +255,8 @@ fn unknown(evidence: &Evidence) -> Vec<String> {
     }
     if let Some(threads) = &evidence.threads {
         rows.push(format!(
-            "{} tasks on the host of kernel.threads-max {}",
-            count(threads.tasks),
+            "{} on the host of kernel.threads-max {}",
+            tasks(threads.tasks),
             count(threads.limit)
         ));
     }

@@ -174,6 +174,6 @@ fn user_namespaces() {
     evidence.levels[0].limit = None;
     assert_eq!(
         nproc(&evidence),
-        ["1 tasks of 1 for uid 999, in user namespace 40"]
+        ["1 task of 1 for uid 999, in user namespace 40"]
     );
 }
