@@ -13,6 +13,7 @@
 //! same files, but into `String`s: one process with a non-UTF-8 name, or one such mount point,
 //! makes the file unreadable; short lines and absurd numbers panic in some of its parsers.)
 
+pub mod census;
 pub mod cgroup;
 pub mod memory;
 pub mod process;
@@ -25,8 +26,8 @@ pub(crate) mod fake;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(crate) use read::small_regular;
 pub use read::{Ceiling, ReadError};
+pub(crate) use read::{config as read_config, small_regular};
 
 /// A process id as `/proc` of the [`Root`] shows it, that is in the tool's own pid namespace.
 pub type Pid = u32;

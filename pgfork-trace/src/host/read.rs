@@ -116,9 +116,19 @@ pub(crate) fn small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, ReadErro
 /// The first `limit` bytes of a file that others control. Anything but a regular file is refused
 /// without waiting for it: a FIFO, a device, a symbolic link, a directory.
 pub(crate) fn small_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    regular(path, limit, libc::O_NOFOLLOW)
+}
+
+/// The first `limit` bytes of a configuration file, symbolic links followed. Anything but a regular
+/// file is refused without waiting for it.
+pub(crate) fn config(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    regular(path, limit, 0)
+}
+
+fn regular(path: &Path, limit: u64, flags: i32) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC | flags)
         .open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(

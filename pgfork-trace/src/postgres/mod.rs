@@ -3,7 +3,11 @@
 pub mod discover;
 pub mod lock_file;
 pub mod select;
+pub mod settings;
+pub mod titles;
 
 pub use discover::{Candidate, Discovery, Identity, Postmaster, Skipped, Why, discover, identify};
 pub use lock_file::LockFile;
 pub use select::{Filter, SelectError, Target, select};
+pub use settings::{Setting, Settings, settings};
+pub use titles::{Kind, Title};

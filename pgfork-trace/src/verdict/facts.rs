@@ -48,7 +48,7 @@ pub struct UnitFact {
 }
 
 /// A cgroup on the postmaster's path in the pids hierarchy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupFact {
     /// Inode number of its directory: the kernel's id of it.
     pub id: u64,

@@ -4,6 +4,7 @@ mod causes;
 mod decide;
 mod evidence;
 mod facts;
+pub mod headroom;
 mod overcommit;
 mod remedy;
 #[cfg(test)]

@@ -52,6 +52,19 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvid
         backend_commit_bytes: facts.backends.commit_bytes,
         ..OvercommitEvidence::default()
     };
+    complete(&mut evidence, facts, total_vm_pages, Some(privileged));
+    Some(evidence)
+}
+
+/// Adds what the host's facts say: limit, both reserves as they are for a process with
+/// `total_vm_pages`, and what is usable of it.
+pub(super) fn complete(
+    evidence: &mut OvercommitEvidence,
+    facts: &Facts,
+    total_vm_pages: Option<u64>,
+    privileged: Option<bool>,
+) {
+    let page = facts.page_size;
     if let Some(memory) = &facts.memory {
         evidence.commit_limit_bytes = Some(memory.commit_limit);
         evidence.committed_after_bytes = Some(memory.committed_as);
@@ -64,13 +77,13 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvid
         evidence.overcommit_ratio = Some(settings.ratio);
         evidence.overcommit_bytes = Some(settings.kbytes * 1024);
         let admin_pages = settings.admin_reserve_kbytes * 1024 / page;
-        evidence.admin_reserve_bytes = Some(if privileged { 0 } else { admin_pages * page });
+        evidence.admin_reserve_bytes =
+            privileged.map(|spared| if spared { 0 } else { admin_pages * page });
         let user_pages = settings.user_reserve_kbytes * 1024 / page;
         evidence.user_reserve_bytes =
             total_vm_pages.map(|total| (total / 32).min(user_pages) * page);
     }
-    evidence.usable_bytes = usable(&evidence);
-    Some(evidence)
+    evidence.usable_bytes = usable(evidence);
 }
 
 fn usable(evidence: &OvercommitEvidence) -> Option<u64> {
@@ -87,7 +100,22 @@ fn counter_skew(mem_total: u64, cpus: u64, page: u64) -> u64 {
     batch_pages * cpus * page
 }
 
+/// How many more processes fit that each keep `kept_bytes` and need `charge_bytes` of it at their
+/// fork.
+pub(super) fn fitting(
+    committed_bytes: u64,
+    charge_bytes: u64,
+    kept_bytes: u64,
+    usable_bytes: u64,
+) -> u64 {
+    let kept = kept_bytes.max(charge_bytes).max(1);
+    if refuses(committed_bytes, kept, usable_bytes) {
+        return 0;
+    }
+    (usable_bytes - 1 - committed_bytes) / kept
+}
+
 /// Whether the check would refuse `request_bytes` on top of `committed_bytes`.
 pub(super) fn refuses(committed_bytes: u64, request_bytes: u64, usable_bytes: u64) -> bool {
-    committed_bytes + request_bytes >= usable_bytes
+    committed_bytes.saturating_add(request_bytes) >= usable_bytes
 }

@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Cause, Evidence, Facts, OvercommitEvidence, Scope, evidence::CgroupLevel};
+use super::{
+    Cause, Evidence, Facts, NprocLevelEvidence, OvercommitEvidence, Scope, evidence::CgroupLevel,
+};
 
 /// A change that lets the refused fork pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -75,7 +77,7 @@ const GIB: u64 = 1024 * MIB;
 
 /// Raises the commit limit so far that the fork and some more pass for certain:
 /// both reserves and the counter's inexactness are on top.
-fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Option<Vec<Remedy>> {
+pub(super) fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Option<Vec<Remedy>> {
     let settings = facts.overcommit?;
     let memory = facts.memory?;
     let charge = overcommit
@@ -145,22 +147,31 @@ fn scaled(ram: u64, percent: u64) -> u64 {
 }
 
 /// Room for half as many again, at least `WANTED_BACKENDS`.
-fn raised(limit: u64) -> u64 {
-    limit + WANTED_BACKENDS.max(limit / 2)
+pub(super) fn raised(limit: u64) -> u64 {
+    limit.saturating_add(WANTED_BACKENDS.max(limit / 2))
 }
 
 /// Raises every level that would refuse within the room that is made: the
 /// refusing one alone may uncover the next.
 fn pids(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
-    let Some(refusing) = evidence.pids.iter().find(|level| level.is_full()) else {
-        return Vec::new();
-    };
+    match evidence.pids.iter().find(|level| level.is_full()) {
+        Some(refusing) => pids_path(&evidence.pids, refusing, facts),
+        None => Vec::new(),
+    }
+}
+
+/// The same for a level that is not full yet; `refusing` is one of `levels`.
+pub(super) fn pids_path(
+    levels: &[CgroupLevel],
+    refusing: &CgroupLevel,
+    facts: &Facts,
+) -> Vec<Remedy> {
     let Some(limit) = refusing.limit else {
         return Vec::new();
     };
     let more = raised(limit.max(refusing.tasks)) - refusing.tasks;
     let mut remedies = Vec::new();
-    for level in &evidence.pids {
+    for level in levels {
         let Some(limit) = level.limit else { continue };
         if level.tasks + more <= limit {
             continue;
@@ -219,14 +230,23 @@ fn nproc(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let Some(nproc) = &evidence.nproc else {
         return Vec::new();
     };
-    let Some((ancestor, level)) = nproc
+    match nproc
         .levels
         .iter()
         .enumerate()
         .find(|(_, level)| level.is_full())
-    else {
-        return Vec::new();
-    };
+    {
+        Some((ancestor, level)) => nproc_level(ancestor, level, facts),
+        None => Vec::new(),
+    }
+}
+
+/// The same for one user namespace; `ancestor` counts from the process's own.
+pub(super) fn nproc_level(
+    ancestor: usize,
+    level: &NprocLevelEvidence,
+    facts: &Facts,
+) -> Vec<Remedy> {
     if ancestor > 0 {
         // kernel/user_namespace.c `create_user_ns`, 6.1 to 7.2: frozen at creation.
         return vec![Remedy {
@@ -263,7 +283,7 @@ fn nproc(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
 }
 
 /// A word for a POSIX shell: unchanged where that is safe, else in single quotes.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+,@".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

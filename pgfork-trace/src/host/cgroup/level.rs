@@ -47,6 +47,8 @@ pub struct MemoryFacts {
     pub high_bytes: Option<Ceiling>,
     /// `memory.swap.max`, bytes; v2 only.
     pub swap_max_bytes: Option<Ceiling>,
+    /// `memory.swap.current`, bytes; v2 only.
+    pub swap_current_bytes: Option<u64>,
     /// `memory.memsw.limit_in_bytes`: memory and swap together; v1 only.
     pub memsw_max_bytes: Option<Ceiling>,
     /// `memory.kmem.limit_in_bytes`, bytes; v1 only. Enforced on 5.10 (`__memcg_kmem_charge`),
@@ -102,6 +104,7 @@ fn read_memory_v2(directory: &Path) -> Result<MemoryFacts, ReadError> {
         max_bytes: read::ceiling(&directory.join("memory.max"))?,
         high_bytes: read::ceiling(&directory.join("memory.high"))?,
         swap_max_bytes: read::ceiling(&directory.join("memory.swap.max"))?,
+        swap_current_bytes: read::number(&directory.join("memory.swap.current"))?,
         events_max: counter(&events, "max")?,
         events_oom: counter(&events, "oom")?,
         events_oom_kill: counter(&events, "oom_kill")?,

@@ -5,6 +5,7 @@
 
 mod chain;
 mod level;
+mod memory_stat;
 mod names;
 
 use std::ffi::{OsStr, OsString};
@@ -16,6 +17,7 @@ use super::{Pid, Root};
 
 pub use chain::{Chain, Reach, chain, resolve_id};
 pub use level::{Level, MemoryFacts, PidsFacts};
+pub use memory_stat::{MemoryStat, memory_stat};
 pub use names::{ContainerRef, Manager, Runtime, UnitKind, UnitRef, container_of, unit_of};
 
 /// The controllers that can refuse a fork.

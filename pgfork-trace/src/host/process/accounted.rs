@@ -16,6 +16,11 @@ pub struct Accounted {
     pub largest_bytes: u64,
     /// Number of charged mappings.
     pub mappings: u64,
+    /// Anonymous memory that no other process shares, in bytes, resident or swapped out: what ends
+    /// with this process. At most what is private and what is anonymous in each mapping.
+    pub private_bytes: u64,
+    /// Resident memory, pages shared by n processes counted as 1/n (`Pss`), in bytes.
+    pub pss_bytes: u64,
 }
 
 /// Adds up the mappings of `pid` in `/proc/PID/smaps` that have the flag `ac` and not `dc`.
@@ -31,11 +36,26 @@ pub struct Accounted {
 pub fn accounted(root: &Root, pid: Pid) -> Result<Option<Accounted>, ReadError> {
     let path = root.pid(pid).join("smaps");
     let mut sum = Accounted::default();
-    let mut size = 0;
+    let (mut size, mut private, mut anonymous) = (0, 0, 0);
     let read = read::lines(&path, |number, line| {
+        let kilobytes = |value: &[u8]| {
+            read::kilobytes(value)
+                .ok_or_else(|| ReadError::parse(&path, number, "a number of kB", value))
+        };
         if let Some(value) = line.strip_prefix(b"Size:") {
-            size = read::kilobytes(value)
-                .ok_or_else(|| ReadError::parse(&path, number, "a number of kB", value))?;
+            size = kilobytes(value)?;
+            (private, anonymous) = (0, 0);
+        } else if let Some(value) = line.strip_prefix(b"Pss:") {
+            sum.pss_bytes = sum.pss_bytes.saturating_add(kilobytes(value)?);
+        } else if let Some(value) = line
+            .strip_prefix(b"Private_Clean:")
+            .or_else(|| line.strip_prefix(b"Private_Dirty:"))
+        {
+            private += kilobytes(value)?.min(size);
+        } else if let Some(value) = line.strip_prefix(b"Anonymous:") {
+            anonymous = kilobytes(value)?;
+        } else if let Some(value) = line.strip_prefix(b"SwapPss:") {
+            sum.private_bytes = sum.private_bytes.saturating_add(kilobytes(value)?);
         } else if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             // The last line of each mapping.
             let has = |flag: &[u8]| read::fields(flags).any(|field| field == flag);
@@ -44,6 +64,8 @@ pub fn accounted(root: &Root, pid: Pid) -> Result<Option<Accounted>, ReadError> 
                 sum.largest_bytes = sum.largest_bytes.max(size);
                 sum.mappings += 1;
             }
+            let own = u64::min(private, anonymous);
+            sum.private_bytes = sum.private_bytes.saturating_add(own);
             size = 0;
         }
         Ok(())

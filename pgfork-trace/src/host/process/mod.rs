@@ -57,6 +57,11 @@ pub struct Stat {
     pub state: char,
     /// Parent, 0 when it is outside of the tool's pid namespace.
     pub parent: Pid,
+    /// Process group: its number stays taken while the group has a member. 0: none, or outside of
+    /// the tool's pid namespace.
+    pub group: Pid,
+    /// Session, likewise.
+    pub session: Pid,
     /// A thread of the kernel (`PF_KTHREAD`).
     pub kernel_thread: bool,
     /// Start, in ticks of 1/[`USER_HZ`] s since boot.
@@ -172,12 +177,16 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let mut fields = read::fields(&text[close + 1..]);
     let state = char::from(*fields.next()?.first()?);
     let parent = read::parse(fields.next()?)?;
-    let flags: u64 = read::parse(fields.nth(4)?)?;
+    let group = read::parse(fields.next()?)?;
+    let session = read::parse(fields.next()?)?;
+    let flags: u64 = read::parse(fields.nth(2)?)?;
     let start_ticks = read::parse(fields.nth(12)?)?;
     Some(Stat {
         comm,
         state,
         parent,
+        group,
+        session,
         kernel_thread: flags & PF_KTHREAD != 0,
         start_ticks,
     })

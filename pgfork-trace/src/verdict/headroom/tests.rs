@@ -1,0 +1,270 @@
+//! Tests of the arithmetic, each against what the kernel would do next.
+
+use super::super::{MemoryFacts, OvercommitSettings};
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn facts() -> HeadroomFacts {
+    HeadroomFacts {
+        host: Facts {
+            page_size: 4096,
+            cpus: 2,
+            pid: 700,
+            ..Facts::default()
+        },
+        kernel: (6, 1),
+        cost: Cost {
+            measured_backends: 3,
+            tasks: 1,
+            commit_bytes: Some(4 * MIB),
+            private_bytes: Some(2 * MIB),
+            kernel_bytes: Some(MIB),
+        },
+        ..HeadroomFacts::default()
+    }
+}
+
+fn level(path: &str, tasks: u64, limit: Option<u64>) -> CgroupLevel {
+    CgroupLevel {
+        cgroup_id: tasks,
+        path: Some(path.to_owned()),
+        unit: None,
+        property: "pids.max".to_owned(),
+        container: None,
+        tasks,
+        limit,
+    }
+}
+
+fn row(facts: &HeadroomFacts, limit: Limit) -> Row {
+    headroom(facts)
+        .into_iter()
+        .find(|row| row.limit == limit)
+        .unwrap()
+}
+
+#[test]
+fn the_fuller_level_comes_first_and_no_limit_last() {
+    let mut facts = facts();
+    facts.pids = vec![
+        level("/a/b", 10, None),
+        level("/a", 30, Some(37)),
+        level("/", 500, None),
+    ];
+    facts.host.cgroups = vec![CgroupFact {
+        id: 30,
+        directory: "/sys/fs/cgroup/a".to_owned(),
+        ..CgroupFact::default()
+    }];
+    facts.host.threads = Some((100, 105));
+    let rows = headroom(&facts);
+    let order: Vec<_> = rows.iter().map(|row| (row.limit, row.backends)).collect();
+    assert_eq!(
+        order,
+        [
+            (Limit::ThreadsMax, Some(5)),
+            (Limit::PidsCgroupMax, Some(7)),
+            (Limit::PidsCgroupMax, None),
+            (Limit::PidsCgroupMax, None),
+        ]
+    );
+    assert_eq!(first(&rows).unwrap().limit, Limit::ThreadsMax);
+    assert_eq!(
+        rows[1].remedy[0].command,
+        "echo 87 > /sys/fs/cgroup/a/pids.max"
+    );
+}
+
+#[test]
+fn of_two_equally_close_limits_the_earlier_check_refuses() {
+    let mut facts = facts();
+    facts.pids = vec![level("/a", 10, Some(15))];
+    facts.numbers = Some(PidNumbers {
+        taken: 10,
+        usable: 15,
+        inner_namespace: false,
+    });
+    facts.nproc = Some(NprocFacts {
+        uid: 26,
+        userns_inum: None,
+        tasks: 5,
+        uncertain: 0,
+        limit: Some(10),
+    });
+    let order: Vec<_> = headroom(&facts).iter().map(|row| row.limit).collect();
+    assert_eq!(
+        order,
+        [
+            Limit::RlimitNproc,
+            Limit::PidSpaceExhausted,
+            Limit::PidsCgroupMax
+        ]
+    );
+    facts.cap_sys_resource = true;
+    assert_eq!(row(&facts, Limit::RlimitNproc).backends, None);
+}
+
+fn strict(mut facts: HeadroomFacts) -> HeadroomFacts {
+    facts.host.overcommit = Some(OvercommitSettings {
+        mode: 2,
+        ratio: 50,
+        kbytes: 0,
+        admin_reserve_kbytes: 8192,
+        user_reserve_kbytes: 131_072,
+    });
+    facts.host.memory = Some(MemoryFacts {
+        mem_total: 2048 * MIB,
+        mem_available: 1024 * MIB,
+        swap_total: 0,
+        commit_limit: 1024 * MIB,
+        committed_as: 900 * MIB,
+        hugetlb: 0,
+    });
+    facts.host.fork_charge_bytes = Some(3 * MIB);
+    // 320 MiB of address space: 10 MiB of reserve.
+    facts.total_vm_pages = Some(320 * MIB / 4096);
+    facts
+}
+
+#[test]
+fn strict_overcommit_keeps_both_reserves() {
+    let facts = strict(facts());
+    let row = row(&facts, Limit::CommitLimit);
+    assert_eq!(row.max, Some((1024 - 8 - 10) * MIB));
+    assert_eq!(row.room, Some(106 * MIB));
+    // 26 x 4 = 104; 27 x 4 = 108 would not fit.
+    assert_eq!(row.backends, Some(26));
+    assert!(row.uncertain_backends <= 2, "{row:?}");
+    assert!(
+        row.remedy[0]
+            .command
+            .starts_with("sysctl vm.overcommit_ratio=")
+    );
+}
+
+#[test]
+fn what_exactly_fills_the_limit_is_refused() {
+    use super::super::overcommit::fitting;
+    assert_eq!(fitting(0, 1, 10, 100), 9);
+    assert_eq!(fitting(0, 1, 10, 101), 10);
+    assert_eq!(fitting(0, 20, 10, 21), 1);
+    assert_eq!(fitting(99, 1, 1, 100), 0);
+    assert_eq!(fitting(u64::MAX, 1, 1, 100), 0);
+    assert_eq!(fitting(0, 0, 0, 0), 0);
+}
+
+#[test]
+fn other_modes_of_overcommit_count_no_backends() {
+    let mut facts = strict(facts());
+    facts.largest_charge = Some(MIB);
+    facts.host.overcommit.as_mut().unwrap().mode = 0;
+    assert_eq!(row(&facts, Limit::OvercommitHeuristic).backends, None);
+    facts.largest_charge = Some(4096 * MIB);
+    assert_eq!(row(&facts, Limit::OvercommitHeuristic).backends, Some(0));
+    facts.host.overcommit.as_mut().unwrap().mode = 1;
+    assert_eq!(row(&facts, Limit::CommitLimit).max, None);
+}
+
+#[test]
+fn memory_limits_drop_caches_first_and_say_who_dies() {
+    let mut facts = facts();
+    facts.memory = vec![MemoryLevel {
+        current: 100 * MIB,
+        reclaimable: 40 * MIB,
+        max: Some(90 * MIB),
+        high: Some(63 * MIB),
+        kmem: Some((5 * MIB, 9 * MIB)),
+        ..MemoryLevel::default()
+    }];
+    let kills = row(&facts, Limit::MemcgOomKill);
+    assert_eq!((kills.room, kills.backends), (Some(30 * MIB), Some(10)));
+    assert_eq!(kills.effect, Effect::Kills);
+    // Slows down earlier, but refuses nobody.
+    let rows = headroom(&facts);
+    assert_eq!(rows[0].limit, Limit::MemcgHigh);
+    assert_eq!(first(&rows).unwrap().limit, Limit::MemcgOomKill);
+    assert!(!rows[0].is_near(Near::default()));
+    facts.killable = Some(false);
+    assert_eq!(
+        row(&facts, Limit::MemcgNoVictim).effect,
+        Effect::RefusesEnomem
+    );
+    assert!(
+        headroom(&facts)
+            .iter()
+            .all(|row| row.limit != Limit::MemcgKmemLimitV1)
+            == (facts.kernel >= (5, 16))
+    );
+    facts.kernel = (5, 10);
+    assert_eq!(row(&facts, Limit::MemcgKmemLimitV1).backends, Some(4));
+    facts.memory[0].swap_room = Some(3 * MIB);
+    facts.swap_free = Some(MIB);
+    assert_eq!(row(&facts, Limit::MemcgNoVictim).room, Some(31 * MIB));
+}
+
+#[test]
+fn a_dead_namespace_refuses_everything() {
+    let mut facts = facts();
+    facts.pid_namespace_alive = Some(false);
+    let rows = headroom(&facts);
+    assert_eq!(rows[0].backends, Some(0));
+    assert!(rows[0].is_near(Near::default()));
+}
+
+#[test]
+fn slots_and_what_counts_as_near() {
+    let mut facts = facts();
+    facts.slots = Some(Slots {
+        used: 6,
+        max: 100,
+        reserved: 3,
+    });
+    let found = row(&facts, Limit::MaxConnections);
+    assert_eq!((found.max, found.backends), (Some(97), Some(91)));
+    assert!(!found.is_near(Near::default()));
+    assert!(found.is_near(Near {
+        backends: 91,
+        percent: 0
+    }));
+    assert!(found.is_near(Near {
+        backends: 0,
+        percent: 94
+    }));
+    facts.slots.as_mut().unwrap().used = 120;
+    assert_eq!(row(&facts, Limit::MaxConnections).backends, Some(0));
+}
+
+#[test]
+fn absurd_numbers_do_not_overflow() {
+    let mut facts = strict(facts());
+    let memory = facts.host.memory.as_mut().unwrap();
+    memory.committed_as = 1 << 62;
+    memory.mem_total = 1 << 63;
+    memory.swap_total = 1 << 40;
+    facts.swap_free = Some(u64::MAX);
+    facts.host.threads = Some((1 << 62, 0));
+    facts.numbers = Some(PidNumbers {
+        taken: 1 << 40,
+        usable: 0,
+        inner_namespace: true,
+    });
+    facts.memory = vec![MemoryLevel {
+        current: 0,
+        reclaimable: u64::MAX,
+        max: Some(u64::MAX),
+        high: Some(0),
+        ..MemoryLevel::default()
+    }];
+    facts.slots = Some(Slots {
+        used: u64::MAX,
+        max: 0,
+        reserved: u64::MAX,
+    });
+    assert!(!headroom(&facts).is_empty());
+    assert!(
+        headroom(&HeadroomFacts::default())
+            .iter()
+            .all(|row| row.backends.is_none())
+    );
+}
