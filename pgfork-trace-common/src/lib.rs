@@ -140,7 +140,7 @@ pub mod valid {
     pub const NPROC: u32 = 1 << 2;
     /// The counts in `nproc` include the refused task itself (read inside the check).
     pub const NPROC_COUNTS_SELF: u32 = 1 << 3;
-    /// [`super::Attempt::pids`] has at least one level.
+    /// [`super::Attempt::pids`] was read; without a level the process is in the root, which has no limit.
     pub const PIDS: u32 = 1 << 4;
     /// `pids` was read inside `pids_can_fork`, not right after the attempt.
     pub const PIDS_AT_CHECK: u32 = 1 << 5;

@@ -55,7 +55,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     fs::copy(&built, &object).with_context(|| format!("cannot write {}", object.display()))?;
     fs::write(root.join(TOOLCHAIN), render(&versions()?))?;
-    say(format_args!("{OBJECT}: {} bytes", fs::metadata(&object)?.len()));
+    say(format_args!(
+        "{OBJECT}: {} bytes",
+        fs::metadata(&object)?.len()
+    ));
     Ok(())
 }
 
@@ -65,10 +68,15 @@ pub(crate) fn check() -> Result<Checked> {
     let built = build()?;
     let committed = fs::read(root.join(OBJECT)).with_context(|| format!("cannot read {OBJECT}"))?;
     if fs::read(&built)? == committed {
-        say(format_args!("{OBJECT} is byte for byte what the source gives"));
+        say(format_args!(
+            "{OBJECT} is byte for byte what the source gives"
+        ));
         return Ok(Checked::Same);
     }
-    let recorded = parse(&fs::read_to_string(root.join(TOOLCHAIN)).with_context(|| format!("cannot read {TOOLCHAIN}"))?);
+    let recorded = parse(
+        &fs::read_to_string(root.join(TOOLCHAIN))
+            .with_context(|| format!("cannot read {TOOLCHAIN}"))?,
+    );
     let differences = differences(&recorded, &versions()?);
     if differences.is_empty() {
         bail!(
@@ -101,16 +109,33 @@ fn build() -> Result<PathBuf> {
         .current_dir(&root)
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&root).join("\u{1f}"))
         .env("PATH", path_with_linker()?)
-        .args(["build", "--quiet", "--profile", "ebpf", "--locked", "--package", "pgfork-trace-ebpf"])
+        .args([
+            "build",
+            "--quiet",
+            "--profile",
+            "ebpf",
+            "--locked",
+            "--package",
+            "pgfork-trace-ebpf",
+        ])
         .args(["--target", TARGET, "--target-dir"])
         .arg(&target_dir);
-    for inherited in ["RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR", "RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER"] {
+    for inherited in [
+        "RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_TARGET_DIR",
+        "RUSTUP_TOOLCHAIN",
+        "RUSTC_WRAPPER",
+    ] {
         command.env_remove(inherited);
     }
     run(&mut command)?;
     let linked = target_dir.join(TARGET).join("ebpf/pgfork-trace-ebpf");
     let object = target_dir.join("pgfork-trace-x86_64.o");
-    run(Command::new(OBJCOPY).arg("--strip-debug").arg(&linked).arg(&object))?;
+    run(Command::new(OBJCOPY)
+        .arg("--strip-debug")
+        .arg(&linked)
+        .arg(&object))?;
     Ok(object)
 }
 
@@ -118,15 +143,30 @@ fn build() -> Result<PathBuf> {
 fn compiler() -> Result<Command> {
     let mut command = Command::new("cargo");
     if debian_compiler() {
-        command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+        command
+            .env("RUSTC", DEBIAN_RUSTC)
+            .env("RUSTC_BOOTSTRAP", "1");
         return Ok(command);
     }
-    let nightly = capture(Command::new("rustup").args(["component", "list", "--toolchain", "nightly", "--installed"]))
-        .context("neither Debian's rustc-web nor a rustup nightly is installed: run `cargo xtask setup`")?;
+    let nightly = capture(Command::new("rustup").args([
+        "component",
+        "list",
+        "--toolchain",
+        "nightly",
+        "--installed",
+    ]))
+    .context(
+        "neither Debian's rustc-web nor a rustup nightly is installed: run `cargo xtask setup`",
+    )?;
     if !nightly.contains("rust-src") {
-        bail!("the rustup nightly lacks rust-src: `rustup component add --toolchain nightly rust-src`");
+        bail!(
+            "the rustup nightly lacks rust-src: `rustup component add --toolchain nightly rust-src`"
+        );
     }
-    command.arg("+nightly").env_remove("RUSTC").env("CARGO_UNSTABLE_BUILD_STD", "core");
+    command
+        .arg("+nightly")
+        .env_remove("RUSTC")
+        .env("CARGO_UNSTABLE_BUILD_STD", "core");
     Ok(command)
 }
 
@@ -140,9 +180,11 @@ fn rustflags(root: &Path) -> Vec<String> {
         "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
     ];
     // The same bytes wherever the sources and the registry lie.
-    let mut remap = |from: &Path, to: &str| flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+    let mut remap =
+        |from: &Path, to: &str| flags.push(format!("--remap-path-prefix={}={to}", from.display()));
     if let Some(home) = std::env::home_dir() {
-        let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+        let cargo_home =
+            std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
         let sources = cargo_home.join("registry/src");
         remap(&sources, "registry");
         // The registry's own folder carries its name: two registries, the same bytes.
@@ -160,14 +202,21 @@ fn tools_dir() -> Result<PathBuf> {
 
 fn path_with_linker() -> Result<std::ffi::OsString> {
     let mut paths = vec![tools_dir()?.join("bin")];
-    paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    paths.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
     Ok(std::env::join_paths(paths)?)
 }
 
 /// Versions that decide the bytes of the object.
 fn versions() -> Result<BTreeMap<String, String>> {
     let first_line = |command: &mut Command| -> Result<String> {
-        Ok(capture(command)?.lines().next().unwrap_or_default().trim().to_owned())
+        Ok(capture(command)?
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned())
     };
     let rustc = if debian_compiler() {
         first_line(Command::new(DEBIAN_RUSTC).arg("--version"))?
@@ -189,7 +238,9 @@ fn versions() -> Result<BTreeMap<String, String>> {
 }
 
 fn render(versions: &BTreeMap<String, String>) -> String {
-    let mut text = String::from("# What pgfork-trace-x86_64.o was built with; written by `cargo xtask ebpf`.\n");
+    let mut text = String::from(
+        "# What pgfork-trace-x86_64.o was built with; written by `cargo xtask ebpf`.\n",
+    );
     for (tool, version) in versions {
         let _ = writeln!(text, "{tool} = {version}");
     }
@@ -204,7 +255,10 @@ fn parse(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn differences(recorded: &BTreeMap<String, String>, here: &BTreeMap<String, String>) -> Vec<String> {
+fn differences(
+    recorded: &BTreeMap<String, String>,
+    here: &BTreeMap<String, String>,
+) -> Vec<String> {
     here.iter()
         .filter(|(tool, version)| recorded.get(*tool) != Some(version))
         .map(|(tool, version)| {
@@ -231,7 +285,10 @@ mod tests {
     fn only_differing_tools_are_named() {
         let recorded = parse("llvm = 22.1\nrustc = 1.96\n");
         let here = parse("llvm = 22.2\nrustc = 1.96\n");
-        assert_eq!(differences(&recorded, &here), ["llvm: recorded 22.1, here 22.2"]);
+        assert_eq!(
+            differences(&recorded, &here),
+            ["llvm: recorded 22.1, here 22.2"]
+        );
         assert!(differences(&here, &here).is_empty());
     }
 }

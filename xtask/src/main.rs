@@ -6,11 +6,14 @@
 )]
 
 mod cache;
+mod demo;
 mod dist;
 mod ebpf;
 mod process;
 mod progress;
+mod scenarios;
 mod setup;
+mod test;
 mod vm;
 
 use std::process::ExitCode;
@@ -29,6 +32,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Let a connection be refused in a guest, and show what psql and pgfork-trace say
+    Demo(demo::Args),
+    /// Run all tests: format, clippy, unit, command line, native, object, scenarios in guests
+    Test(test::Args),
     /// Install what the other tasks need (Debian 12 or 13, as root; does nothing the second time)
     Setup,
     /// Run a command on a Debian kernel with a real PostgreSQL, in QEMU
@@ -48,6 +55,8 @@ enum Task {
 fn main() -> ExitCode {
     process::catch_interrupts();
     let result = match Cli::parse().task {
+        Task::Demo(args) => demo::main(&args).map(|()| ExitCode::SUCCESS),
+        Task::Test(args) => test::main(&args).map(|()| ExitCode::SUCCESS),
         Task::Setup => setup::ensure(setup::ALL).map(|()| ExitCode::SUCCESS),
         Task::Vm(args) => vm::cli::main(args),
         Task::Images { refresh } => vm::prepare(refresh).map(|()| ExitCode::SUCCESS),

@@ -54,19 +54,21 @@ fn walk(attempt: &mut Attempt, css_set: u64) {
         return;
     };
     attempt.pids_levels = 0;
+    attempt.valid |= valid::PIDS;
     for number in 0..MAX_PIDS_LEVELS {
         let parent: u64 = read_at(css, offset!(css_parent)).unwrap_or(0);
         if parent == 0 {
             // The root has no limit.
             break;
         }
-        let Some(level) = level(css) else { break };
+        let Some(level) = level(css) else {
+            // What cannot be read cannot be ruled out.
+            attempt.valid &= !valid::PIDS;
+            break;
+        };
         attempt.pids[number] = level;
         attempt.pids_levels = number as u32 + 1;
         css = parent;
-    }
-    if attempt.pids_levels > 0 {
-        attempt.valid |= valid::PIDS;
     }
     if attempt.pids_levels as usize == MAX_PIDS_LEVELS
         && read_at::<u64>(css, offset!(css_parent)).unwrap_or(0) != 0

@@ -60,7 +60,7 @@ pub enum CaptureError {
         source: MapError,
     },
     /// A program is not accepted.
-    #[error("eBPF program {program}{on} is refused: {source}", on = on(function))]
+    #[error("eBPF program {program}{on} is refused: {why}", on = on(function), why = in_one_line(source))]
     Program {
         /// Program.
         program: String,
@@ -103,6 +103,23 @@ pub enum CaptureError {
         /// What aya said.
         source: MapError,
     },
+}
+
+/// An error with its causes, without the verifier's log when that is empty.
+fn in_one_line(error: &ProgramError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text.trim_end()
+        .trim_end_matches("Verifier output:")
+        .trim_end_matches([' ', '.', ';', ':'])
+        .to_owned()
 }
 
 fn on(function: &str) -> String {

@@ -340,13 +340,22 @@ fn by(ebpf: &mut Ebpf, hook: &Hook, btf: &AyaBtf, method: Method) -> Result<usiz
 /// The tracepoint method: no check is hooked; the state right after the fork is read.
 fn state_only(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<Attached, CaptureError> {
     attach::load_fork_probes(ebpf)?;
-    let mut not_seen: Vec<(Check, String)> = Vec::new();
-    for variable in VARIABLES {
-        if kernel.address(variable) == 0 {
-            let what =
-                format!("the kernel does not show {variable}; /proc is read right after instead");
-            not_seen.push((Check::KernelClone, what));
-        }
+    let mut not_seen = vec![(
+        Check::KernelClone,
+        "the tracepoint method hooks no check; verdicts are deduced from the state right after the fork".to_owned(),
+    )];
+    let hidden: Vec<&str> = VARIABLES
+        .into_iter()
+        .filter(|variable| kernel.address(variable) == 0)
+        .collect();
+    if !hidden.is_empty() {
+        not_seen.push((
+            Check::KernelClone,
+            format!(
+                "the kernel does not show {}; /proc is read right after instead",
+                hidden.join(", ")
+            ),
+        ));
     }
     Ok(Attached {
         method: Method::Tracepoint,

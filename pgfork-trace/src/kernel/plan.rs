@@ -530,7 +530,8 @@ impl Plan {
                 .hooks
                 .last()
                 .is_some_and(|hook| hook.check == row.check);
-            if !found && !(row.newer && offered.iter().all(|it| it.result == Class::Void)) {
+            let no_such_check = row.newer && offered.iter().all(|it| it.result == Class::Void);
+            if !found && !no_such_check {
                 plan.not_seen.push(NotSeen {
                     check: row.check,
                     why: why_not(row, &offered),

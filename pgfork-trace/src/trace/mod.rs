@@ -163,7 +163,8 @@ impl Trace<'_> {
         if let Some(hidden) = hidden {
             self.emit(&Notice::line("proc_hidden", hidden))?;
         }
-        if let Err(error) = privileges::drop_capabilities() {
+        let opens_probes = self.capture.coverage().method == Method::Tracepoint;
+        if let Err(error) = privileges::drop_capabilities(opens_probes) {
             self.emit(&Notice::line(
                 "capabilities_kept",
                 format!("capabilities could not be dropped: {error}"),

@@ -38,9 +38,12 @@ struct Data {
 
 /// Keeps the capabilities that watching needs and drops the rest, for good.
 ///
+/// `opens_probes`: further probes will be opened. Debian's kernels ask for `CAP_SYS_ADMIN` then
+/// (kernel.perf_event_paranoid = 3), whatever `CAP_PERFMON` says.
+///
 /// # Errors
 /// What the system said; watching is possible all the same.
-pub(super) fn drop_capabilities() -> io::Result<()> {
+pub(super) fn drop_capabilities(opens_probes: bool) -> io::Result<()> {
     // SAFETY: takes numbers only.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(io::Error::last_os_error());
@@ -56,7 +59,7 @@ pub(super) fn drop_capabilities() -> io::Result<()> {
     }
     let has = |bit: u32| data[bit as usize / 32].permitted >> (bit % 32) & 1 == 1;
     // Without CAP_BPF and CAP_PERFMON it is CAP_SYS_ADMIN that stands for them.
-    let stands_in = !(has(CAP_BPF) && has(CAP_PERFMON));
+    let stands_in = opens_probes || !(has(CAP_BPF) && has(CAP_PERFMON));
     let mut kept = [0u32; 2];
     for bit in KEPT.into_iter().chain(stands_in.then_some(CAP_SYS_ADMIN)) {
         kept[bit as usize / 32] |= 1 << (bit % 32);

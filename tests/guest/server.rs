@@ -1,0 +1,213 @@
+//! The PostgreSQL server of the guest, and its clients.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// Generous: a guest is emulated in software. No test depends on how long something took.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+const SOCKET_DIR: &str = "/var/run/postgresql";
+const LOG: &str = "/tmp/server.log";
+/// The tests connect as root.
+const HBA: &str = "/tmp/pg_hba.conf";
+
+/// Waits until `done` gives a value.
+pub(crate) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return Ok(value);
+        }
+        ensure!(started.elapsed() < PATIENCE, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A running server in its own two-level cgroup.
+pub(crate) struct Server {
+    major: String,
+    /// The postmaster.
+    pub(crate) pid: u32,
+}
+
+impl Server {
+    /// Starts the cluster `main`.
+    pub(crate) fn start() -> Result<Self> {
+        let major = std::env::var("PG_MAJOR")
+            .context("PG_MAJOR is not set: this program runs in a guest")?;
+        fs::create_dir_all(SOCKET_DIR)?;
+        fs::write(HBA, "local all all trust\n")?;
+        let _ = Command::new("chown")
+            .args(["postgres:", SOCKET_DIR])
+            .status();
+        let mut server = Self { major, pid: 0 };
+        server.launch()?;
+        Ok(server)
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        PathBuf::from(format!("/var/lib/postgresql/{}/main", self.major))
+    }
+
+    fn pg_ctl(&self, action: &[&str]) -> Result<()> {
+        let output = Command::new("runuser")
+            .args(["-u", "postgres", "--", "pg_ctl", "-D"])
+            .arg(self.data_dir())
+            .args(action)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "pg_ctl {action:?}: {}; log: {}",
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        Ok(())
+    }
+
+    fn launch(&mut self) -> Result<()> {
+        // Without autovacuum only connections fork.
+        let config = format!(
+            "-c config_file=/etc/postgresql/{0}/main/postgresql.conf -c hba_file={HBA} -c logging_collector=off -c autovacuum=off",
+            self.major
+        );
+        self.pg_ctl(&["-w", "-t", "120", "-l", LOG, "-o", &config, "start"])?;
+        let lock = fs::read_to_string(self.data_dir().join("postmaster.pid"))?;
+        self.pid = lock
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .parse()
+            .context("postmaster.pid")?;
+        Ok(())
+    }
+
+    /// Stops it at once and starts it anew, outside of every test cgroup.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.pg_ctl(&["-w", "-m", "immediate", "stop"])?;
+        self.launch()
+    }
+
+    /// The server's log so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(LOG).unwrap_or_default()
+    }
+
+    /// How many connections the server says it could not fork a process for, by message.
+    pub(crate) fn refused_in_log(&self, strerror: &str) -> usize {
+        let message = format!("could not fork new process for connection: {strerror}");
+        self.log()
+            .lines()
+            .filter(|line| line.contains(&message))
+            .count()
+    }
+
+    /// The postmaster and its children.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid))
+            .unwrap_or_default();
+        let mut all = vec![self.pid];
+        all.extend(
+            children
+                .split_ascii_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+        all
+    }
+
+    /// Moves the whole server into a cgroup.
+    pub(crate) fn enter(&self, cgroup: &Path) -> Result<()> {
+        for pid in self.processes() {
+            // A process may just have ended; the postmaster has not.
+            let moved = fs::write(cgroup.join("cgroup.procs"), pid.to_string());
+            if pid == self.pid {
+                moved.with_context(|| {
+                    format!("cannot move the postmaster to {}", cgroup.display())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the backends of earlier connections have ended and are reaped.
+    pub(crate) fn settle(&self) -> Result<()> {
+        wait_for("earlier backends have ended", || {
+            let quiet = self.processes().iter().all(|pid| {
+                let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                // A zombie has no title.
+                !title.is_empty() && !title.contains("[local]")
+            });
+            quiet.then_some(())
+        })
+    }
+
+    /// One new connection.
+    pub(crate) fn connect(&self) -> Result<()> {
+        let output = psql().args(["-c", "select 1"]).output()?;
+        if !output.status.success() {
+            bail!(
+                "{}",
+                String::from_utf8_lossy(&output.stderr).trim().to_owned()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn psql() -> Command {
+    let mut command = Command::new("psql");
+    command
+        .args(["-X", "-q", "-h", SOCKET_DIR, "-U", "postgres"])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// A client that is already running: it can ask for a new connection when nobody can fork.
+pub(crate) struct RunningClient {
+    child: Child,
+    stdin: ChildStdin,
+}
+
+impl RunningClient {
+    pub(crate) fn start() -> Result<Self> {
+        let mut child = psql()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let stdin = child.stdin.take().context("no pipe to psql")?;
+        let mut client = Self { child, stdin };
+        client.say("select 1;")?;
+        Ok(client)
+    }
+
+    /// Asks for a new connection; the old one ends only when the new one stands.
+    pub(crate) fn reconnect(&mut self) -> Result<()> {
+        self.say("\\connect postgres")
+    }
+
+    fn say(&mut self, line: &str) -> Result<()> {
+        writeln!(self.stdin, "{line}")?;
+        Ok(self.stdin.flush()?)
+    }
+}
+
+impl Drop for RunningClient {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,126 @@
+//! `pgfork-trace` as a user runs it.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::server::wait_for;
+
+const OUT: &str = "/out";
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A running tracer.
+pub(crate) struct Tracer {
+    child: Child,
+    json: PathBuf,
+    text: PathBuf,
+}
+
+/// What it said.
+pub(crate) struct Said {
+    /// Exit status.
+    pub(crate) status: i32,
+    /// JSON lines.
+    pub(crate) lines: Vec<Value>,
+    /// Text.
+    pub(crate) text: String,
+}
+
+impl Tracer {
+    /// Starts it and waits until it watches.
+    pub(crate) fn start(scenario: &str, method: &str, arguments: &[&str]) -> Result<Self> {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let base = format!("{OUT}/{number:02}-{scenario}-{method}");
+        let (json, text) = (
+            PathBuf::from(format!("{base}.json")),
+            PathBuf::from(format!("{base}.txt")),
+        );
+        let output = fs::File::create(&text)?;
+        let child = Command::new("/usr/local/bin/pgfork-trace")
+            .args(["--method", method, "--for", "120s", "-o"])
+            .arg(&json)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .context("cannot start pgfork-trace")?;
+        let mut tracer = Self { child, json, text };
+        wait_for("pgfork-trace watches", || {
+            let ended = tracer.child.try_wait().ok().flatten().is_some();
+            (ended || tracer.lines().iter().any(|line| line["type"] == "start")).then_some(())
+        })?;
+        ensure!(
+            tracer.child.try_wait()?.is_none(),
+            "pgfork-trace ended at once: {}",
+            fs::read_to_string(&tracer.text).unwrap_or_default()
+        );
+        Ok(tracer)
+    }
+
+    /// Lines written so far.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        fs::read_to_string(&self.json)
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// Refusals reported so far.
+    pub(crate) fn refusals(&self) -> usize {
+        self.lines()
+            .iter()
+            .filter(|line| line["type"] == "refusal")
+            .count()
+    }
+
+    /// Ends it as Ctrl-C does, and collects what it said.
+    pub(crate) fn stop(mut self) -> Result<Said> {
+        let pid = i32::try_from(self.child.id())?;
+        // SAFETY: sends a signal to a child that has not been waited for.
+        let sent = unsafe { libc::kill(pid, libc::SIGINT) };
+        ensure!(sent == 0, "pgfork-trace is gone");
+        let status = wait_for("pgfork-trace ends", || self.child.try_wait().ok().flatten())?;
+        Ok(Said {
+            status: status.code().unwrap_or(-1),
+            lines: self.lines(),
+            text: fs::read_to_string(&self.text)?,
+        })
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Said {
+    /// All lines of one type.
+    pub(crate) fn of(&self, kind: &str) -> Vec<&Value> {
+        self.lines
+            .iter()
+            .filter(|line| line["type"] == kind)
+            .collect()
+    }
+
+    /// The only line of one type.
+    pub(crate) fn only(&self, kind: &str) -> Result<&Value> {
+        let lines = self.of(kind);
+        ensure!(
+            lines.len() == 1,
+            "{} lines of type {kind}, not 1: {:#?}",
+            lines.len(),
+            lines
+        );
+        Ok(lines[0])
+    }
+}

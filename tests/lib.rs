@@ -1,1 +1,0 @@
-//! Command-line and end-to-end tests of `pgfork-trace`.
