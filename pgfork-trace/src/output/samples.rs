@@ -247,7 +247,7 @@ pub(super) fn nproc() -> Refusal {
         "is_rlimit_overlimit was seen returning true, the process is not exempt, and the fork got no further",
     );
     verdict.scope = Some(Scope::User {
-        uid: 999,
+        uid: Some(999),
         userns_inum: 4_026_532_200,
         ancestor: 0,
     });
@@ -264,6 +264,7 @@ pub(super) fn nproc() -> Refusal {
             tasks: 400,
             limit: Some(400),
         }],
+        truncated: false,
         user_tasks: [
             ("postgres", 312),
             ("java", 80),

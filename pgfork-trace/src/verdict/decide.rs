@@ -3,12 +3,13 @@
 use pgfork_trace_common::{Attempt, Check, source, valid};
 
 use super::{
-    Cause, Certainty, Considered, Coverage, Evidence, errno_name, failed_checks,
-    overcommit::{self, STRICT},
+    Cause, Certainty, Considered, Coverage, Evidence,
+    candidates::{Candidate, EAGAIN, ENOMEM, Numbers, candidates},
+    errno_name, failed_checks,
+    overcommit::STRICT,
+    returned,
 };
-
-const EAGAIN: i32 = -libc::EAGAIN;
-const ENOMEM: i32 = -libc::ENOMEM;
+use crate::kernel::plan;
 
 pub(super) struct Decision {
     pub(super) cause: Cause,
@@ -18,22 +19,6 @@ pub(super) struct Decision {
     pub(super) also_possible: Vec<Considered>,
     pub(super) ruled_out: Vec<Considered>,
     pub(super) not_seen: Vec<String>,
-}
-
-/// How the numbers of one check stand: for it, against it, or absent.
-enum Numbers {
-    Fit(String),
-    DoNotFit(String),
-    Absent,
-}
-
-/// A check as a candidate, with the errno that it gives.
-struct Candidate {
-    cause: Option<Cause>,
-    what: &'static str,
-    check: Option<Check>,
-    errno: i32,
-    numbers: Numbers,
 }
 
 pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage) -> Decision {
@@ -49,105 +34,186 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
             Cause::Unknown,
             Certainty::Unknown,
             why_unknown(attempt, ret, coverage),
-            deepest(attempt),
+            deepest(attempt).map(|(check, _)| check),
         )
     });
-    let (mut also_possible, mut ruled_out) = (Vec::new(), Vec::new());
-    for candidate in candidates {
-        if candidate.cause == Some(cause) {
-            continue;
-        }
-        match candidate.numbers {
-            Numbers::Fit(why) if ret.is_none_or(|ret| ret == candidate.errno) => {
-                // The check itself was seen: what else is full did not refuse this fork.
-                if certainty != Certainty::Observed {
-                    also_possible.push(Considered {
-                        what: candidate.what,
-                        why,
-                    });
-                }
-            }
-            Numbers::Fit(why) => ruled_out.push(Considered {
-                what: candidate.what,
-                why: format!("{why}, but it gives {}", errno_name(candidate.errno)),
-            }),
-            Numbers::DoNotFit(why) => ruled_out.push(Considered {
-                what: candidate.what,
-                why,
-            }),
-            Numbers::Absent => {}
-        }
-    }
-    if certainty != Certainty::Unknown {
-        ruled_out.clear();
-    }
-    let not_seen = if certainty == Certainty::Observed {
-        Vec::new()
-    } else {
-        coverage
-            .not_seen
-            .iter()
-            .map(|(_, why)| why.clone())
-            .collect()
-    };
-    Decision {
+    let mut decision = Decision {
         cause,
         certainty,
         because,
         check,
-        also_possible,
-        ruled_out,
-        not_seen,
+        also_possible: Vec::new(),
+        ruled_out: Vec::new(),
+        not_seen: Vec::new(),
+    };
+    // The check itself was seen: what else is full did not refuse this fork.
+    if certainty != Certainty::Observed {
+        decision.weigh_others(&candidates, attempt, ret, coverage);
     }
+    decision
+}
+
+impl Decision {
+    /// Says of every other candidate how it stands, and what could not be seen.
+    fn weigh_others(
+        &mut self,
+        candidates: &[Candidate],
+        attempt: &Attempt,
+        ret: Option<i32>,
+        coverage: &Coverage,
+    ) {
+        self.not_seen
+            .extend(coverage.not_seen.iter().map(|(_, why)| why.clone()));
+        let mut chosen = false;
+        for candidate in candidates {
+            if candidate.cause == Some(self.cause) {
+                chosen = true;
+                continue;
+            }
+            let what = candidate.what;
+            let gives_it = ret.is_none_or(|ret| ret == candidate.errno);
+            if gives_it && let Some(why) = passed(candidate, attempt, coverage) {
+                self.ruled_out.push(Considered { what, why });
+                continue;
+            }
+            match &candidate.numbers {
+                Numbers::Fit(why) | Numbers::Unclear(why) if gives_it => {
+                    self.also_possible.push(Considered {
+                        what,
+                        why: why.clone(),
+                    });
+                }
+                Numbers::Fit(why) => self.ruled_out.push(Considered {
+                    what,
+                    why: format!("{why}, but it gives {}", errno_name(candidate.errno)),
+                }),
+                Numbers::DoNotFit(why) => self.ruled_out.push(Considered {
+                    what,
+                    why: why.clone(),
+                }),
+                // Earlier in the kernel's order than what is blamed, or nothing is.
+                Numbers::Absent if gives_it && !chosen => {
+                    self.not_seen
+                        .push(format!("the numbers of {what} could not be read"));
+                }
+                Numbers::Unclear(_) | Numbers::Absent => {}
+            }
+        }
+        if self.certainty == Certainty::Unknown {
+            self.also_possible.extend(seccomp(attempt));
+        } else {
+            self.ruled_out.clear();
+        }
+    }
+}
+
+/// `SECCOMP_MODE_FILTER` (include/uapi/linux/seccomp.h).
+const SECCOMP_FILTER: u32 = 2;
+
+/// A filter answers before the kernel's own checks, with any errno that it likes:
+/// `kernel_clone` is then not reached, so only the return of `fork` shows it.
+fn seccomp(attempt: &Attempt) -> Option<Considered> {
+    let filtered = attempt.source == source::LIBC_FORK
+        && attempt.valid & valid::SECCOMP != 0
+        && attempt.state.seccomp_mode == SECCOMP_FILTER;
+    filtered.then(|| Considered {
+        what: "seccomp filter",
+        why: "the process has one, and it may refuse with any error".to_owned(),
+    })
+}
+
+/// Why hooks speak against a candidate: the fork got past its check, or its
+/// check was watched and not seen refusing.
+fn passed(candidate: &Candidate, attempt: &Attempt, coverage: &Coverage) -> Option<String> {
+    if attempt.source != source::KERNEL_CLONE {
+        return None;
+    }
+    // kernel.threads-max is tested right before cgroup_fork.
+    let check = candidate.check.unwrap_or(Check::IsRlimitOverlimit);
+    if let Some(later) = got_past(attempt, check) {
+        return Some(format!(
+            "the fork got past it, as far as {}",
+            plan::row(later).function()
+        ));
+    }
+    let check = candidate.check?;
+    let watched = coverage.sees(check) && failing(attempt, check).is_none();
+    watched.then(|| {
+        format!(
+            "{} was watched and did not refuse",
+            plan::row(check).function()
+        )
+    })
+}
+
+/// A stage after `check` that this fork reached.
+fn got_past(attempt: &Attempt, check: Check) -> Option<Check> {
+    Check::ALL
+        .into_iter()
+        .filter(|later| *later > check && *later < Check::TryToFreeMemCgroupPages)
+        .find(|later| attempt.stages & later.bit() != 0)
+}
+
+/// What this check returned when it failed.
+fn failing(attempt: &Attempt, wanted: Check) -> Option<i32> {
+    failed_checks(attempt)
+        .find(|(check, _)| *check == wanted)
+        .map(|(_, ret)| ret)
 }
 
 type Found = (Cause, Certainty, String, Option<Check>);
 
 /// The refusing check was seen returning its error.
 fn seen(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage) -> Option<Found> {
-    let returned = |wanted: Check| {
-        failed_checks(attempt)
-            .find(|(check, _)| *check == wanted)
-            .map(|(_, ret)| ret)
-    };
-    let observed = |cause: Cause, check: Check, because: String| {
-        Some((cause, Certainty::Observed, because, Some(check)))
-    };
-    if returned(Check::PidsCanFork) == Some(EAGAIN) && attempt.ret == EAGAIN {
-        return observed(
+    if failing(attempt, Check::PidsCanFork) == Some(EAGAIN) && attempt.ret == EAGAIN {
+        return Some((
             Cause::PidsCgroupMax,
-            Check::PidsCanFork,
+            Certainty::Observed,
             "pids_can_fork was seen returning -EAGAIN in this fork".to_owned(),
-        );
+            Some(Check::PidsCanFork),
+        ));
     }
     let strict = evidence
         .overcommit
         .as_ref()
         .and_then(|it| it.overcommit_memory)
         == Some(STRICT);
-    if returned(Check::VmEnoughMemory) == Some(ENOMEM) && attempt.ret == ENOMEM && strict {
-        return observed(
+    if failing(attempt, Check::VmEnoughMemory) == Some(ENOMEM) && attempt.ret == ENOMEM && strict {
+        return Some((
             Cause::CommitLimit,
-            Check::VmEnoughMemory,
+            Certainty::Observed,
             "__vm_enough_memory was seen returning -ENOMEM in this fork, in strict mode".to_owned(),
-        );
+            Some(Check::VmEnoughMemory),
+        ));
     }
-    // is_rlimit_overlimit is necessary, not sufficient: exempt tasks go on to cgroup_fork.
+    nproc_seen(attempt, evidence, coverage)
+}
+
+/// `is_rlimit_overlimit` is necessary, not sufficient: exempt tasks go on to
+/// `cgroup_fork`. Where that cannot be seen, the exemption alone speaks.
+fn nproc_seen(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage) -> Option<Found> {
+    let check = Check::IsRlimitOverlimit;
+    failing(attempt, check)?;
     let exempt = evidence.nproc.as_ref().and_then(|nproc| nproc.exempt);
-    let passed = attempt.stages & Check::CgroupFork.bit() != 0;
-    if returned(Check::IsRlimitOverlimit).is_some()
-        && attempt.ret == EAGAIN
-        && !passed
-        && coverage.sees(Check::CgroupFork)
-        && exempt == Some(false)
-    {
-        return observed(
-            Cause::RlimitNproc,
-            Check::IsRlimitOverlimit,
-            "is_rlimit_overlimit was seen returning true, the process is not exempt, and the fork got no further".to_owned(),
-        );
+    if attempt.ret != EAGAIN || got_past(attempt, check).is_some() || exempt != Some(false) {
+        return None;
     }
-    None
+    let (certainty, how_far) = if coverage.sees(Check::CgroupFork) {
+        (Certainty::Observed, "the fork got no further")
+    } else {
+        (
+            Certainty::Deduced,
+            "how far the fork got could not be watched",
+        )
+    };
+    Some((
+        Cause::RlimitNproc,
+        certainty,
+        format!(
+            "is_rlimit_overlimit was seen returning true, the process is not exempt, and {how_far}"
+        ),
+        Some(check),
+    ))
 }
 
 /// Without `is_rlimit_overlimit` the stages decide. Before 5.14 the check comes
@@ -185,18 +251,18 @@ fn nproc_by_stage(
 }
 
 /// No hook in the fork path: the first check in kernel order that gives this
-/// errno and whose numbers fit.
+/// errno and whose numbers fit. An earlier one that is unclear leaves it open.
 fn by_state(ret: Option<i32>, candidates: &[Candidate]) -> Option<Found> {
-    let mut fitting = candidates
+    let mut possible = candidates
         .iter()
         .filter(|candidate| ret.is_none_or(|ret| ret == candidate.errno))
-        .filter_map(|candidate| match &candidate.numbers {
-            Numbers::Fit(why) => Some((candidate, why)),
-            _ => None,
-        });
-    let (candidate, why) = fitting.next()?;
+        .filter(|candidate| matches!(candidate.numbers, Numbers::Fit(_) | Numbers::Unclear(_)));
+    let candidate = possible.next()?;
+    let Numbers::Fit(why) = &candidate.numbers else {
+        return None;
+    };
     // Without errno, order decides nothing: an ENOMEM check may come first for an EAGAIN.
-    if ret.is_none() && fitting.any(|(other, _)| other.errno != candidate.errno) {
+    if ret.is_none() && possible.any(|other| other.errno != candidate.errno) {
         return None;
     }
     let errno = ret.map_or_else(String::new, |ret| format!(" with {}", errno_name(ret)));
@@ -208,180 +274,41 @@ fn by_state(ret: Option<i32>, candidates: &[Candidate]) -> Option<Found> {
     ))
 }
 
-fn candidates(attempt: &Attempt, evidence: &Evidence) -> Vec<Candidate> {
-    vec![
-        Candidate {
-            cause: Some(Cause::RlimitNproc),
-            what: "RLIMIT_NPROC",
-            check: Some(Check::IsRlimitOverlimit),
-            errno: EAGAIN,
-            numbers: nproc_numbers(evidence),
-        },
-        Candidate {
-            cause: None,
-            what: "kernel.threads-max",
-            check: None,
-            errno: EAGAIN,
-            numbers: threads_numbers(evidence),
-        },
-        Candidate {
-            cause: Some(Cause::CommitLimit),
-            what: "strict overcommit",
-            check: Some(Check::VmEnoughMemory),
-            errno: ENOMEM,
-            numbers: overcommit_numbers(attempt, evidence),
-        },
-        Candidate {
-            cause: None,
-            what: "pid namespace without init",
-            check: Some(Check::AllocPid),
-            errno: ENOMEM,
-            numbers: match evidence.pid_namespace_alive {
-                Some(false) => Numbers::Fit(
-                    "the init process of the pid namespace for children is gone".to_owned(),
-                ),
-                Some(true) => {
-                    Numbers::DoNotFit("the pid namespace has its init process".to_owned())
-                }
-                None => Numbers::Absent,
-            },
-        },
-        Candidate {
-            cause: Some(Cause::PidsCgroupMax),
-            what: "pids cgroup",
-            check: Some(Check::PidsCanFork),
-            errno: EAGAIN,
-            numbers: pids_numbers(evidence),
-        },
-    ]
-}
-
-fn nproc_numbers(evidence: &Evidence) -> Numbers {
-    let Some(nproc) = &evidence.nproc else {
-        return Numbers::Absent;
+/// The deepest check that was seen ending the fork.
+fn deepest(attempt: &Attempt) -> Option<(Check, i32)> {
+    let ended = |check: Check, ret: i32| match check {
+        Check::CopyProcess | Check::KernelClone => false,
+        // These two may fail and the fork go on.
+        Check::IsRlimitOverlimit | Check::MemCgroupOutOfMemory => false,
+        // A null pointer ends it with an errno of the caller's choice.
+        _ => ret == attempt.ret || ret == 0,
     };
-    let Some(own) = nproc.levels.first() else {
-        return Numbers::Absent;
-    };
-    let show = |tasks: u64, limit: Option<u64>| match limit {
-        Some(limit) => format!("the user has {tasks} tasks of {limit} allowed"),
-        None => format!("the user has {tasks} tasks and no limit"),
-    };
-    match (
-        nproc.levels.iter().find(|level| level.is_full()),
-        nproc.exempt,
-    ) {
-        (Some(level), Some(false)) => Numbers::Fit(show(level.tasks, level.limit)),
-        (Some(level), Some(true)) => Numbers::DoNotFit(format!(
-            "{}, but the process is exempt",
-            show(level.tasks, level.limit)
-        )),
-        (Some(_), None) => Numbers::Absent,
-        (None, _) => Numbers::DoNotFit(show(own.tasks, own.limit)),
-    }
-}
-
-fn threads_numbers(evidence: &Evidence) -> Numbers {
-    let Some(threads) = evidence.threads else {
-        return Numbers::Absent;
-    };
-    let text = format!(
-        "the host has {} tasks of {} allowed",
-        threads.tasks, threads.limit
-    );
-    if threads.tasks >= threads.limit {
-        Numbers::Fit(text)
-    } else {
-        Numbers::DoNotFit(text)
-    }
-}
-
-fn pids_numbers(evidence: &Evidence) -> Numbers {
-    if evidence.pids.is_empty() {
-        return Numbers::Absent;
-    }
-    let limited = || {
-        evidence
-            .pids
-            .iter()
-            .filter_map(|level| Some((level, level.limit?)))
-    };
-    match limited().find(|(level, _)| level.is_full()) {
-        Some((level, limit)) => Numbers::Fit(format!(
-            "cgroup {} has {} tasks of {limit} allowed",
-            level.path.as_deref().unwrap_or("(unnamed)"),
-            level.tasks
-        )),
-        None if evidence.pids_truncated => Numbers::Absent,
-        None => Numbers::DoNotFit(
-            match limited().min_by_key(|(level, limit)| limit.saturating_sub(level.tasks)) {
-                Some((level, limit)) => {
-                    format!("the fullest cgroup has {} tasks of {limit}", level.tasks)
-                }
-                None => "no cgroup on the path has a limit".to_owned(),
-            },
-        ),
-    }
-}
-
-/// Right after the refusal the kernel has undone the fork's charges, so the
-/// whole fork is put to the question again, not the one mapping.
-fn overcommit_numbers(attempt: &Attempt, evidence: &Evidence) -> Numbers {
-    let Some(overcommit) = &evidence.overcommit else {
-        return Numbers::Absent;
-    };
-    match overcommit.overcommit_memory {
-        Some(STRICT) => {}
-        Some(mode) => {
-            return Numbers::DoNotFit(format!("vm.overcommit_memory is {mode}, not strict"));
-        }
-        None => return Numbers::Absent,
-    }
-    if attempt.valid & valid::OVERCOMMIT_CALL != 0 {
-        return Numbers::Absent;
-    }
-    let Some(usable) = overcommit.usable_bytes else {
-        return Numbers::Absent;
-    };
-    let Some(charge) = overcommit.fork_charge_bytes else {
-        return Numbers::Absent;
-    };
-    let Some(committed) = overcommit
-        .committed_bytes
-        .or(overcommit.committed_after_bytes)
-    else {
-        return Numbers::Absent;
-    };
-    let text = format!(
-        "{committed} bytes are promised, the fork asks for {charge} more, and {usable} are usable"
-    );
-    if overcommit::refuses(committed, charge, usable) {
-        Numbers::Fit(text)
-    } else {
-        Numbers::DoNotFit(text)
-    }
-}
-
-/// The deepest check seen failing with the errno of the whole fork.
-fn deepest(attempt: &Attempt) -> Option<Check> {
     failed_checks(attempt)
-        .find(|(check, ret)| *ret == attempt.ret && *check != Check::CopyProcess)
-        .map(|(check, _)| check)
+        .find(|(check, ret)| ended(*check, *ret))
+        .or_else(|| {
+            // Nobody could be killed for memory: the next best witness of an ENOMEM.
+            let out_of_memory = Check::MemCgroupOutOfMemory;
+            (attempt.ret == ENOMEM)
+                .then(|| failing(attempt, out_of_memory))
+                .flatten()
+                .map(|ret| (out_of_memory, ret))
+        })
 }
 
 fn why_unknown(attempt: &Attempt, ret: Option<i32>, coverage: &Coverage) -> String {
     let errno = ret.map_or_else(|| "an unknown error".to_owned(), errno_name);
     match deepest(attempt) {
-        Some(check) => format!(
-            "{} was seen refusing with {errno}; what it compared is not read",
-            crate::kernel::plan::row(check).function()
+        Some((check, value)) => format!(
+            "the fork ended with {errno} after {} was seen returning {}; what it compared is not read",
+            plan::row(check).function(),
+            returned(check, value)
         ),
-        None if attempt.source == source::KERNEL_CLONE => {
-            format!(
-                "the fork ended with {errno}, and none of the {} watched checks was seen refusing",
-                coverage.hooked.len()
-            )
-        }
-        None => format!("fork failed with {errno}, and the numbers of no check that gives it fit"),
+        None if attempt.source == source::KERNEL_CLONE => format!(
+            "the fork ended with {errno}, and none of the {} watched checks was seen refusing",
+            coverage.hooked.len()
+        ),
+        None => format!(
+            "fork failed with {errno}, and the numbers of no check in the catalogue prove that it refused"
+        ),
     }
 }

@@ -4,13 +4,7 @@ use pgfork_trace_common::{Attempt, PIDS_MAX, valid};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Facts, overcommit};
-
-/// `PROC_USER_INIT_INO`: inode number of the initial user namespace
-/// (include/linux/proc_ns.h, 5.10 to 7.2).
-pub(super) const INITIAL_USERNS: u32 = 0xEFFF_FFFD;
-const CAP_SYS_ADMIN: u64 = 1 << 21;
-const CAP_SYS_RESOURCE: u64 = 1 << 24;
+use super::{Facts, overcommit, privilege};
 
 /// One level of the pids controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -83,6 +77,9 @@ pub struct NprocEvidence {
     pub exempt: Option<bool>,
     /// The process's own user namespace first.
     pub levels: Vec<NprocLevelEvidence>,
+    /// There are more user namespaces above than were read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
     /// The user's tasks by name, most frequent first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub user_tasks: Vec<UserTasks>,
@@ -235,8 +232,9 @@ fn nproc(attempt: &Attempt, facts: &Facts) -> Option<NprocEvidence> {
     let credentials = attempt.valid & valid::CRED != 0;
     Some(NprocEvidence {
         uid: credentials.then_some(attempt.state.uid),
-        exempt: credentials.then(|| is_exempt(attempt)),
+        exempt: privilege::exempt_from_nproc(attempt),
         levels,
+        truncated: attempt.valid & valid::NPROC_TRUNCATED != 0,
         user_tasks: facts
             .user_tasks
             .iter()
@@ -246,15 +244,6 @@ fn nproc(attempt: &Attempt, facts: &Facts) -> Option<NprocEvidence> {
             })
             .collect(),
     })
-}
-
-/// kernel/fork.c `copy_process`, 5.10 to 7.2: the limit does not apply to the
-/// host's root user, nor with `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN` in the
-/// initial user namespace.
-fn is_exempt(attempt: &Attempt) -> bool {
-    let initial = attempt.nproc[0].userns_inum == INITIAL_USERNS;
-    let privileged = attempt.state.cap_effective & (CAP_SYS_ADMIN | CAP_SYS_RESOURCE) != 0;
-    initial && (attempt.state.uid == 0 || privileged)
 }
 
 fn threads(attempt: &Attempt, facts: &Facts) -> Option<ThreadsEvidence> {

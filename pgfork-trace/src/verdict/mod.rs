@@ -1,11 +1,13 @@
 //! From a refusal to a verdict. Pure: nothing here reads a file, a clock or the kernel.
 
+mod candidates;
 mod causes;
 mod decide;
 mod evidence;
 mod facts;
 pub mod headroom;
 mod overcommit;
+mod privilege;
 mod remedy;
 #[cfg(test)]
 mod tests;
@@ -77,9 +79,11 @@ pub enum Scope {
     },
     /// A user in a user namespace.
     User {
-        /// Real uid in the initial user namespace.
-        uid: u32,
-        /// Inode number of the user namespace whose limit it is.
+        /// Real uid in the initial user namespace; absent above the process's own user
+        /// namespace, where whoever created the namespace below is counted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        uid: Option<u32>,
+        /// Inode number of the user namespace whose count it is.
         userns_inum: u32,
         /// 0 is the process's own user namespace, 1 its parent, and so on.
         ancestor: usize,

@@ -11,7 +11,7 @@
 
 use pgfork_trace_common::{Attempt, valid};
 
-use super::{Facts, evidence::OvercommitEvidence};
+use super::{Facts, evidence::OvercommitEvidence, privilege};
 
 /// Strict mode of vm.overcommit_memory.
 pub(super) const STRICT: i32 = 2;
@@ -34,25 +34,25 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvid
         .map(|call| call.total_vm_pages)
         .filter(|pages| *pages > 0)
         .or_else(|| (attempt.valid & valid::MM != 0).then_some(attempt.state.total_vm_pages));
-    // An unprivileged process is what PostgreSQL insists on being; without the
-    // call's own argument that is what is assumed only for uid != 0.
-    let privileged = call.map_or(
-        attempt.valid & valid::CRED != 0 && attempt.state.uid == 0,
-        |call| call.cap_sys_admin != 0,
+    // The call's own argument, else what `cap_vm_enough_memory` (security/commoncap.c) asks.
+    let privileged = call.map_or_else(
+        || privilege::has(attempt, privilege::CAP_SYS_ADMIN),
+        |call| Some(call.cap_sys_admin != 0),
     );
     let mut evidence = OvercommitEvidence {
         overcommit_memory: mode,
         requested_bytes: call
             .and_then(|call| u64::try_from(call.pages).ok())
-            .map(|pages| pages * page),
+            .map(|pages| pages.saturating_mul(page)),
         fork_charge_bytes: facts.fork_charge_bytes,
         // percpu_counter_read_positive: a negative reading counts as 0.
         committed_bytes: (attempt.valid & valid::COMMITTED != 0)
-            .then(|| u64::try_from(attempt.overcommit.committed_pages).unwrap_or(0) * page),
+            .then(|| u64::try_from(attempt.overcommit.committed_pages).unwrap_or(0))
+            .map(|pages| pages.saturating_mul(page)),
         backend_commit_bytes: facts.backends.commit_bytes,
         ..OvercommitEvidence::default()
     };
-    complete(&mut evidence, facts, total_vm_pages, Some(privileged));
+    complete(&mut evidence, facts, total_vm_pages, privileged);
     Some(evidence)
 }
 
@@ -75,11 +75,11 @@ pub(super) fn complete(
     }
     if let Some(settings) = &facts.overcommit {
         evidence.overcommit_ratio = Some(settings.ratio);
-        evidence.overcommit_bytes = Some(settings.kbytes * 1024);
-        let admin_pages = settings.admin_reserve_kbytes * 1024 / page;
+        evidence.overcommit_bytes = Some(settings.kbytes.saturating_mul(1024));
+        let admin_pages = settings.admin_reserve_kbytes.saturating_mul(1024) / page;
         evidence.admin_reserve_bytes =
             privileged.map(|spared| if spared { 0 } else { admin_pages * page });
-        let user_pages = settings.user_reserve_kbytes * 1024 / page;
+        let user_pages = settings.user_reserve_kbytes.saturating_mul(1024) / page;
         evidence.user_reserve_bytes =
             total_vm_pages.map(|total| (total / 32).min(user_pages) * page);
     }
@@ -87,7 +87,9 @@ pub(super) fn complete(
 }
 
 fn usable(evidence: &OvercommitEvidence) -> Option<u64> {
-    let reserves = evidence.admin_reserve_bytes? + evidence.user_reserve_bytes?;
+    let reserves = evidence
+        .admin_reserve_bytes?
+        .saturating_add(evidence.user_reserve_bytes?);
     Some(evidence.commit_limit_bytes?.saturating_sub(reserves))
 }
 

@@ -1,10 +1,12 @@
 //! What to change, with numbers computed from the evidence.
 
+use pgfork_trace_common::PIDS_MAX;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    Cause, Evidence, Facts, NprocLevelEvidence, OvercommitEvidence, Scope, evidence::CgroupLevel,
+    Cause, Evidence, Facts, MemoryFacts, NprocLevelEvidence, OvercommitEvidence,
+    OvercommitSettings, Scope, evidence::CgroupLevel,
 };
 
 /// A change that lets the refused fork pass.
@@ -49,7 +51,7 @@ pub(super) fn scope(cause: Cause, evidence: &Evidence) -> Option<Scope> {
                 .enumerate()
                 .find(|(_, level)| level.is_full())?;
             Some(Scope::User {
-                uid: nproc.uid?,
+                uid: nproc.uid.filter(|_| ancestor == 0),
                 userns_inum: level.userns_inum,
                 ancestor,
             })
@@ -88,40 +90,28 @@ pub(super) fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Op
         .unwrap_or(0)
         .max(charge)
         .max(MIB);
-    let reserves = overcommit.admin_reserve_bytes? + overcommit.user_reserve_bytes?;
+    let reserves = overcommit
+        .admin_reserve_bytes?
+        .saturating_add(overcommit.user_reserve_bytes?);
     let skew = overcommit.counter_skew_bytes?;
-    // The exact sum right after; the approximate counter may be behind it.
+    // The exact sum right after, the approximate counter at the refusal, and the least
+    // that makes the check refuse: whichever is most, or a remedy could lower the limit.
     let committed = memory
         .committed_as
-        .max(overcommit.committed_bytes.unwrap_or(0));
+        .max(overcommit.committed_bytes.unwrap_or(0))
+        .max(overcommit.usable_bytes?.saturating_sub(charge));
     let affordable = memory.mem_available / 2 / backend;
     let backends = affordable.clamp(FEWEST_BACKENDS, WANTED_BACKENDS);
-    let target = committed + backends * backend + reserves + skew;
+    let taken = committed.saturating_add(reserves).saturating_add(skew);
+    let target = taken.saturating_add(backends * backend);
 
-    let room = |limit: u64| limit.saturating_sub(committed + reserves + skew) / backend;
+    let (command, limit) = raised_limit(&settings, &memory, target, facts.page_size);
     let mut remedies = Vec::new();
-    let (command, limit) = if settings.kbytes > 0 {
-        let kbytes = target.div_ceil(KIB);
-        (
-            format!("sysctl vm.overcommit_kbytes={kbytes}"),
-            kbytes * KIB,
-        )
-    } else {
-        let ram = memory.mem_total.saturating_sub(memory.hugetlb).max(1);
-        let percent = u64::try_from(
-            (u128::from(target.saturating_sub(memory.swap_total)) * 100).div_ceil(u128::from(ram)),
-        )
-        .unwrap_or(u64::MAX);
-        (
-            format!("sysctl vm.overcommit_ratio={percent}"),
-            scaled(ram, percent) + memory.swap_total,
-        )
-    };
     remedies.push(Remedy {
         command,
         effect: format!(
             "room for about {} more backends like these{}",
-            room(limit),
+            limit.saturating_sub(taken) / backend,
             if limit > memory.mem_total + memory.swap_total {
                 "; promises more than RAM and swap hold, so the OOM killer may act"
             } else {
@@ -140,6 +130,27 @@ pub(super) fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Op
         immediate: true,
     });
     Some(remedies)
+}
+
+/// The setting that makes the commit limit `target` or a little more, and what it
+/// makes of it: `vm_commit_limit` (mm/util.c, 5.10 to 7.2) adds all swap to either.
+fn raised_limit(
+    settings: &OvercommitSettings,
+    memory: &MemoryFacts,
+    target: u64,
+    page: u64,
+) -> (String, u64) {
+    let without_swap = target.saturating_sub(memory.swap_total).max(page);
+    if settings.kbytes > 0 {
+        let kbytes = without_swap.div_ceil(page).saturating_mul(page / KIB);
+        let limit = kbytes.saturating_mul(KIB).saturating_add(memory.swap_total);
+        return (format!("sysctl vm.overcommit_kbytes={kbytes}"), limit);
+    }
+    let ram = memory.mem_total.saturating_sub(memory.hugetlb).max(1);
+    let percent = (u128::from(without_swap) * 100).div_ceil(u128::from(ram));
+    let percent = u64::try_from(percent).unwrap_or(u64::MAX);
+    let limit = scaled(ram, percent).saturating_add(memory.swap_total);
+    (format!("sysctl vm.overcommit_ratio={percent}"), limit)
 }
 
 fn scaled(ram: u64, percent: u64) -> u64 {
@@ -184,17 +195,23 @@ pub(super) fn pids_path(
                 level.tasks
             )
         };
-        remedies.extend(raise_pids(level, level.tasks + more, &effect, facts));
+        remedies.push(raise_pids(level, level.tasks + more, &effect, facts));
     }
     remedies
 }
 
-fn raise_pids(level: &CgroupLevel, target: u64, effect: &str, facts: &Facts) -> Option<Remedy> {
+fn raise_pids(level: &CgroupLevel, target: u64, effect: &str, facts: &Facts) -> Remedy {
     let effect = effect.to_owned();
+    // Above this the kernel takes only "max": kernel/cgroup/pids.c `pids_max_write`.
+    let (target, file_target) = if target < PIDS_MAX as u64 {
+        (target.to_string(), target.to_string())
+    } else {
+        ("infinity".to_owned(), "max".to_owned())
+    };
     if let Some(unit) = &level.unit
         && level.container.is_none()
     {
-        return Some(Remedy {
+        return Remedy {
             command: format!(
                 "systemctl set-property {} {}={target}",
                 quoted(unit),
@@ -202,12 +219,17 @@ fn raise_pids(level: &CgroupLevel, target: u64, effect: &str, facts: &Facts) -> 
             ),
             effect: format!("{effect}; lasts across restarts (--runtime: until the next boot)"),
             immediate: true,
-        });
+        };
     }
-    let fact = facts
-        .cgroups
-        .iter()
-        .find(|fact| fact.id == level.cgroup_id)?;
+    let known = facts.cgroups.iter().find(|fact| fact.id == level.cgroup_id);
+    let file = match known {
+        Some(fact) => quoted(&format!("{}/pids.max", fact.directory)),
+        // Inode numbers repeat between the hierarchies of v1; only one has the file.
+        None => format!(
+            "\"$(find /sys/fs/cgroup -inum {} -exec test -e {{}}/pids.max \\; -print)/pids.max\"",
+            level.cgroup_id
+        ),
+    };
     let effect = match &level.container {
         Some(container) => format!(
             "{effect}; until container {} is recreated: raise its pids limit there too",
@@ -215,14 +237,11 @@ fn raise_pids(level: &CgroupLevel, target: u64, effect: &str, facts: &Facts) -> 
         ),
         None => effect,
     };
-    Some(Remedy {
-        command: format!(
-            "echo {target} > {}",
-            quoted(&format!("{}/pids.max", fact.directory))
-        ),
+    Remedy {
+        command: format!("echo {file_target} > {file}"),
         effect,
         immediate: true,
-    })
+    }
 }
 
 /// `RLIMIT_NPROC` of a running process can be raised from outside; children inherit it.

@@ -142,7 +142,7 @@ fn cause(verdict: &Verdict, style: Style) -> String {
         Some(Scope::Cgroup {
             path: Some(path), ..
         }) => format!(" ({})", name(path)),
-        Some(Scope::User { uid, .. }) => format!(" (uid {uid})"),
+        Some(Scope::User { uid: Some(uid), .. }) => format!(" (uid {uid})"),
         _ => String::new(),
     };
     let length = entry.id.len() + 2 + entry.title.len() + whose.chars().count();

@@ -7,7 +7,9 @@ use super::{
     },
     container,
 };
-use crate::verdict::{Cause, CgroupLevel, Evidence, NprocEvidence, OvercommitEvidence, Verdict};
+use crate::verdict::{
+    Cause, CgroupLevel, Evidence, NprocEvidence, NprocLevelEvidence, OvercommitEvidence, Verdict,
+};
 
 /// Inode number of the initial user namespace (include/linux/proc_ns.h `PROC_USER_INIT_INO`).
 const INITIAL_USERNS: u32 = 0xEFFF_FFFD;
@@ -209,8 +211,14 @@ fn nproc(nproc: &NprocEvidence) -> Vec<String> {
         .uid
         .map_or_else(|| "the user".to_owned(), |uid| format!("uid {uid}"));
     let mut rows = Vec::new();
-    let refusing = nproc.levels.iter().find(|level| level.is_full());
-    if let Some(level) = refusing.or(nproc.levels.first()) {
+    let refusing = nproc.levels.iter().position(NprocLevelEvidence::is_full);
+    let number = refusing.unwrap_or(0);
+    if let Some(level) = nproc.levels.get(number) {
+        // Above the process's own namespace its creator is counted.
+        let whose = match number {
+            0 => uid,
+            _ => "the creator of a user namespace".to_owned(),
+        };
         let limit = level.limit.map_or_else(|| "no limit".to_owned(), count);
         let place = if level.userns_inum == INITIAL_USERNS {
             String::new()
@@ -223,7 +231,7 @@ fn nproc(nproc: &NprocEvidence) -> Vec<String> {
             ""
         };
         rows.push(format!(
-            "{} of {limit} for {uid}{place}{exempt}",
+            "{} of {limit} for {whose}{place}{exempt}",
             tasks(level.tasks)
         ));
     }

@@ -150,7 +150,7 @@ fn levels_of_a_path() {
 
 #[test]
 fn user_namespaces() {
-    let level = |userns_inum, tasks, limit| crate::verdict::NprocLevelEvidence {
+    let level = |userns_inum, tasks, limit| NprocLevelEvidence {
         userns_inum,
         tasks,
         limit,
@@ -159,6 +159,7 @@ fn user_namespaces() {
         uid: None,
         exempt: Some(true),
         levels: vec![level(INITIAL_USERNS, 10, None)],
+        truncated: false,
         user_tasks: Vec::new(),
     };
     assert_eq!(
@@ -168,12 +169,15 @@ fn user_namespaces() {
     evidence.uid = Some(999);
     evidence.exempt = None;
     evidence.levels = vec![level(40, 1, Some(9)), level(INITIAL_USERNS, 9, Some(9))];
-    assert_eq!(nproc(&evidence), ["9 tasks of 9 for uid 999"]);
+    assert_eq!(
+        nproc(&evidence),
+        ["9 tasks of 9 for the creator of a user namespace"]
+    );
     evidence.levels.reverse();
     evidence.levels[1].limit = Some(1);
     evidence.levels[0].limit = None;
     assert_eq!(
         nproc(&evidence),
-        ["1 task of 1 for uid 999, in user namespace 40"]
+        ["1 task of 1 for the creator of a user namespace, in user namespace 40"]
     );
 }
