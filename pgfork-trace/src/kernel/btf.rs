@@ -23,7 +23,7 @@ const INDEX_STEP: u32 = 32;
 
 pub(crate) const KIND_INT: u32 = 1;
 pub(crate) const KIND_PTR: u32 = 2;
-const KIND_ARRAY: u32 = 3;
+pub(crate) const KIND_ARRAY: u32 = 3;
 pub(crate) const KIND_STRUCT: u32 = 4;
 pub(crate) const KIND_UNION: u32 = 5;
 pub(crate) const KIND_ENUM: u32 = 6;

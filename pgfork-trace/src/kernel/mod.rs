@@ -4,4 +4,6 @@ pub mod btf;
 pub mod functions;
 pub mod layout;
 pub mod plan;
+#[cfg(test)]
+mod proof;
 pub mod symbols;
