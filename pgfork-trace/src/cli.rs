@@ -9,6 +9,7 @@ use crate::{
     kernel::plan::Method,
     output::{Color, OutputOptions},
     postgres::Filter,
+    verdict::headroom::Near,
 };
 
 /// Smallest `--max-size`: room for the start, some refusals and the totals.
@@ -26,12 +27,19 @@ Examples:
   pgfork-trace --port 5432 --for 5m       one of them, for five minutes
   pgfork-trace --until 1 -o refusal.json  until the first refusal, kept as JSON
   pgfork-trace --pid $(pidof pgbouncer)   any process that forks
+  pgfork-trace check                      what refuses next, how soon, and what to type
   pgfork-trace probes                     what can be watched on this kernel
 
 Exit status:
   0  ran, and saw no refusal
   1  refusals were seen
   2  could not do the job";
+
+const CHECK_AFTER_HELP: &str = "\
+Exit status:
+  0  nothing is close
+  1  a limit is close or reached
+  2  could not look";
 
 /// Says why the kernel refused a PostgreSQL fork: which check, whose limit, what to change
 #[derive(Debug, Parser)]
@@ -50,6 +58,9 @@ enum SubFlags {
     /// Watch, explain each refused fork, and summarize at the end (the default)
     #[command(after_help = AFTER_HELP)]
     Trace(TraceFlags),
+    /// Show the room that is left under every limit that can refuse a fork; no eBPF, changes nothing
+    #[command(after_help = CHECK_AFTER_HELP)]
+    Check(CheckFlags),
     /// Show what would be attached on this kernel, and what cannot be seen here
     Probes,
 }
@@ -108,6 +119,42 @@ struct TraceFlags {
     until: Option<u64>,
 }
 
+/// Options of `check`.
+#[derive(Debug, Args)]
+struct CheckFlags {
+    /// Look at the postmaster with this pid (repeatable)
+    #[arg(long = "pid", value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pids: Vec<Pid>,
+    /// Look at the postmaster on this port (repeatable)
+    #[arg(long = "port", value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    ports: Vec<u16>,
+    /// Look at the postmaster of this data directory (repeatable)
+    #[arg(long = "data-dir", value_name = "DIR")]
+    data_dirs: Vec<PathBuf>,
+    /// A limit is close when at most this many more backends fit
+    #[arg(long, value_name = "N", default_value_t = Near::default().backends)]
+    near_backends: u64,
+    /// A limit is close when at most this much of it is left
+    #[arg(long, value_name = "PERCENT", default_value_t = Near::default().percent, value_parser = clap::value_parser!(u64).range(0..=100))]
+    near_percent: u64,
+}
+
+impl CheckFlags {
+    fn plan(self) -> CheckPlan {
+        CheckPlan {
+            filter: Filter {
+                pids: self.pids,
+                ports: self.ports,
+                data_dirs: self.data_dirs,
+            },
+            near: Near {
+                backends: self.near_backends,
+                percent: self.near_percent,
+            },
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum MethodFlag {
     #[default]
@@ -140,8 +187,19 @@ impl TraceFlags {
 pub enum Command {
     /// Watch and explain.
     Trace(TracePlan),
+    /// Show the room under every limit.
+    Check(CheckPlan),
     /// Show what would be attached.
     Probes,
+}
+
+/// How to look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckPlan {
+    /// Which servers.
+    pub filter: Filter,
+    /// When a limit counts as close.
+    pub near: Near,
 }
 
 /// How to watch.
@@ -190,15 +248,22 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
         trace,
         command,
     } = flags;
-    let (trace, is_trace) = match command {
-        None => (trace, true),
-        Some(SubFlags::Trace(later)) => (trace.then(later), true),
-        Some(SubFlags::Probes) => (trace, false),
+    let (trace, other) = match command {
+        None => (trace, None),
+        Some(SubFlags::Trace(later)) => (trace.then(later), None),
+        Some(SubFlags::Check(flags)) => (trace, Some(Command::Check(flags.plan()))),
+        Some(SubFlags::Probes) => (trace, Some(Command::Probes)),
     };
-    if !is_trace && trace != TraceFlags::default() {
-        return Err(conflict(
-            "'probes' takes only --json, --method, --color, -q and -v",
-        ));
+    match &other {
+        Some(Command::Check(_)) if trace != TraceFlags::default() => {
+            return Err(conflict("options of 'check' stand behind it"));
+        }
+        Some(_) if trace != TraceFlags::default() => {
+            return Err(conflict(
+                "'probes' takes only --json, --method, --color, -q and -v",
+            ));
+        }
+        _ => {}
     }
     if trace.max_size.is_some() && !common.json && trace.output.is_none() {
         return Err(conflict("--max-size limits JSON: add --json or -o FILE"));
@@ -211,19 +276,15 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
         quiet: common.quiet,
         verbose: common.verbose,
     };
-    let command = if is_trace {
-        Command::Trace(TracePlan {
-            filter: Filter {
-                pids: trace.pids,
-                ports: trace.ports,
-                data_dirs: trace.data_dirs,
-            },
-            duration: trace.duration,
-            until: trace.until,
-        })
-    } else {
-        Command::Probes
-    };
+    let command = other.unwrap_or(Command::Trace(TracePlan {
+        filter: Filter {
+            pids: trace.pids,
+            ports: trace.ports,
+            data_dirs: trace.data_dirs,
+        },
+        duration: trace.duration,
+        until: trace.until,
+    }));
     Ok(Plan {
         command,
         method: match common.method {

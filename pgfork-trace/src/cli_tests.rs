@@ -13,7 +13,7 @@ fn refused(arguments: &[&str]) -> clap::Error {
 fn trace(arguments: &[&str]) -> TracePlan {
     match plan(arguments).command {
         Command::Trace(trace) => trace,
-        Command::Probes => panic!("trace expected"),
+        Command::Check(_) | Command::Probes => panic!("trace expected"),
     }
 }
 
@@ -200,5 +200,38 @@ fn help_names_exit_statuses_and_examples() {
         "probes",
     ] {
         assert!(help.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn check_has_thresholds_and_servers() {
+    assert_eq!(
+        plan(&["check"]).command,
+        Command::Check(CheckPlan::default())
+    );
+    let plan = plan(&[
+        "check",
+        "--port",
+        "5432,5433",
+        "--near-backends",
+        "5",
+        "--near-percent",
+        "0",
+        "--json",
+        "-q",
+    ]);
+    let Command::Check(check) = plan.command else {
+        panic!("check expected")
+    };
+    assert_eq!(check.filter.ports, [5432, 5433]);
+    assert_eq!((check.near.backends, check.near.percent), (5, 0));
+    assert!(plan.output.json && plan.output.quiet == 1);
+    for odd in [
+        &["check", "--near-percent", "101"][..],
+        &["check", "--until", "3"],
+        &["--until", "3", "check"],
+        &["check", "--pid", "0"],
+    ] {
+        assert_eq!(refused(odd).exit_code(), 2, "{odd:?}");
     }
 }

@@ -160,14 +160,14 @@ impl Gatherer {
     }
 }
 
-fn system_value(name: libc::c_int) -> Option<u64> {
+pub(crate) fn system_value(name: libc::c_int) -> Option<u64> {
     // SAFETY: sysconf only reads.
     u64::try_from(unsafe { libc::sysconf(name) })
         .ok()
         .filter(|value| *value > 0)
 }
 
-fn memory_facts(root: &Root) -> Option<MemoryFacts> {
+pub(crate) fn memory_facts(root: &Root) -> Option<MemoryFacts> {
     let info = memory::meminfo(root).ok().flatten()?;
     Some(MemoryFacts {
         mem_total: info.mem_total_bytes?,
@@ -180,7 +180,7 @@ fn memory_facts(root: &Root) -> Option<MemoryFacts> {
     })
 }
 
-fn overcommit_settings(sysctls: &sysctl::Sysctls) -> Option<OvercommitSettings> {
+pub(crate) fn overcommit_settings(sysctls: &sysctl::Sysctls) -> Option<OvercommitSettings> {
     Some(OvercommitSettings {
         mode: i32::try_from(sysctls.overcommit_memory?).ok()?,
         ratio: sysctls.overcommit_ratio?,
@@ -191,10 +191,15 @@ fn overcommit_settings(sysctls: &sysctl::Sysctls) -> Option<OvercommitSettings> 
 }
 
 fn cgroup_facts(chain: &Chain) -> Vec<CgroupFact> {
-    chain.levels.iter().filter_map(cgroup_fact).collect()
+    chain
+        .levels
+        .iter()
+        .filter_map(|level| cgroup_fact(level, Controller::Pids))
+        .collect()
 }
 
-fn cgroup_fact(level: &Level) -> Option<CgroupFact> {
+/// What a level is called, and who manages its limit for `controller`.
+pub(crate) fn cgroup_fact(level: &Level, controller: Controller) -> Option<CgroupFact> {
     // The limit is the unit's own only in the unit's own directory, not below it.
     let unit = cgroup::unit_of(&level.path).filter(|unit| unit.cgroup == level.path);
     Some(CgroupFact {
@@ -202,7 +207,7 @@ fn cgroup_fact(level: &Level) -> Option<CgroupFact> {
         path: text(level.path.as_os_str()),
         directory: text(level.directory.as_os_str()),
         unit: unit.map(|unit| UnitFact {
-            property: unit.property(Controller::Pids).to_owned(),
+            property: unit.property(controller).to_owned(),
             name: unit.unit,
         }),
         container: cgroup::container_of(&level.path).map(|container| container.id),

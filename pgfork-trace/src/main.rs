@@ -3,6 +3,7 @@
 use std::{io::Write as _, process::ExitCode, time::Instant};
 
 use pgfork_trace::{
+    check,
     cli::{self, Command, Plan},
     output::{Reporter, Surroundings},
     probes, trace,
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
 
 fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
     match plan.command {
+        Command::Check(what) => check::run(&what, &plan.output),
         Command::Probes => probes::run(plan.output.json, plan.method).map(|()| 0),
         Command::Trace(what) => {
             if plan.verbose > 0 {

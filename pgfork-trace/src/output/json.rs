@@ -40,11 +40,16 @@ pub fn schema() -> serde_json::Value {
 /// Strings are complete; characters that act on a terminal are written as
 /// `\u009b`, as people look at JSON in terminals too.
 pub(super) fn encode(time: Timestamp, line: &Line) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1024);
+    document(&Record::new(time, line))
+}
+
+/// Anything on one line, as [`encode`].
+pub(super) fn document<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut out = Vec::with_capacity(4096);
     let mut serializer = Serializer::with_formatter(&mut out, SafeFormatter);
-    // A Vec takes everything, and no type of a line can fail to serialize; a test
-    // holds all of them to the schema.
-    if Record::new(time, line).serialize(&mut serializer).is_err() {
+    // A Vec takes everything, and no type of an output can fail to serialize; tests
+    // hold all of them to their schemas.
+    if value.serialize(&mut serializer).is_err() {
         return Vec::new();
     }
     out.push(b'\n');

@@ -4,6 +4,8 @@
 //! the places that [`OutputOptions`] ask for. Nothing here decides or reads the
 //! kernel.
 
+mod check_json;
+mod check_text;
 pub mod escape;
 mod file;
 mod fold;
@@ -16,6 +18,8 @@ mod samples;
 mod text;
 pub mod units;
 
+pub use check_json::{check_document, check_schema};
+pub use check_text::check_text;
 pub use file::OpenError;
 pub use json::schema;
 pub use line::Line;

@@ -16,7 +16,7 @@ use super::{
     },
     units::{count, counted, short_time},
 };
-use style::Style;
+pub(super) use style::Style;
 
 /// A storm of equal refusals is a line a second; who looks a minute later sees the whole again.
 const PACE: Pace = Pace {

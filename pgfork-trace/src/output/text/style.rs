@@ -2,28 +2,28 @@
 
 /// Adds colours, or not.
 #[derive(Clone, Copy)]
-pub(super) struct Style {
-    pub(super) color: bool,
+pub(in crate::output) struct Style {
+    pub(in crate::output) color: bool,
 }
 
 impl Style {
-    pub(super) fn alarm(self, text: &str) -> String {
+    pub(in crate::output) fn alarm(self, text: &str) -> String {
         self.paint("1;31", text)
     }
 
-    pub(super) fn strong(self, text: &str) -> String {
+    pub(in crate::output) fn strong(self, text: &str) -> String {
         self.paint("1", text)
     }
 
-    pub(super) fn label(self, text: &str) -> String {
+    pub(in crate::output) fn label(self, text: &str) -> String {
         self.paint("2", text)
     }
 
-    pub(super) fn good(self, text: &str) -> String {
+    pub(in crate::output) fn good(self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    pub(super) fn doubt(self, text: &str) -> String {
+    pub(in crate::output) fn doubt(self, text: &str) -> String {
         self.paint("33", text)
     }
 

@@ -1,0 +1,133 @@
+//! `pgfork-trace check`: the room that is left under every limit, without eBPF, without a database
+//! connection, without starting anything.
+
+mod connections;
+mod host;
+mod report;
+mod server;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+use std::{io::Write as _, time::Instant};
+
+use anyhow::{Result, bail};
+use jiff::Timestamp;
+
+pub use connections::{Connections, Tally};
+pub use report::{LimitReport, Report, SCHEMA, ServerReport};
+
+use crate::{
+    cli::CheckPlan,
+    gather::text,
+    host::Root,
+    output::{OutputOptions, Surroundings, check_document, check_text},
+    postgres::{Filter, Postmaster, Target, Why, discover, select},
+    verdict::headroom::{self, Near},
+};
+use host::Host;
+use server::Server;
+
+/// Looks, and writes what there is to say; nothing with `-q`. Limits that are close or reached.
+///
+/// # Errors
+/// As [`look`], or when the output is gone.
+pub fn run(plan: &CheckPlan, output: &OutputOptions) -> Result<u64> {
+    let report = look(&Root::default(), &plan.filter, plan.near)?;
+    if output.quiet == 0 {
+        let mut out = std::io::stdout().lock();
+        if output.json {
+            out.write_all(&check_document(&report))?;
+        } else {
+            let text = check_text(&report, output, &Surroundings::read());
+            out.write_all(text.as_bytes())?;
+        }
+        out.flush()?;
+    }
+    Ok(report.near)
+}
+
+/// Looks once.
+///
+/// # Errors
+/// When `/proc` cannot be listed, no server is found, or what was named is not there.
+pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
+    let started = Instant::now();
+    let mut found = discover(root)?;
+    let unreadable = found
+        .candidates
+        .iter()
+        .filter(|candidate| candidate.why == Why::Unreadable)
+        .count();
+    let targets = select(root, &found.postmasters, filter)?;
+    let mut servers: Vec<Postmaster> = Vec::new();
+    for target in targets {
+        match target {
+            Target::Postmaster(postmaster) => servers.push(*postmaster),
+            Target::Process(process) => bail!("process {} is not a postmaster", process.id.pid),
+        }
+    }
+    if servers.is_empty() {
+        match (unreadable, found.hidden.take()) {
+            (1.., _) => bail!(
+                "{unreadable} processes look like postmasters, but their data directories cannot be read: run as root or as their user"
+            ),
+            (0, Some(hidden)) => bail!("no postmaster was found; {hidden}"),
+            (0, None) => bail!("no postmaster was found"),
+        }
+    }
+    let host = Host::read(root)?;
+    let uptime = crate::host::uptime(root).ok().flatten();
+    let servers: Vec<ServerReport> = servers
+        .into_iter()
+        .map(|postmaster| {
+            let server = Server::read(root, &host, postmaster);
+            let connections =
+                connections::count(&host.census, &server.postmaster, &server.children, uptime);
+            describe(server, connections, near)
+        })
+        .collect();
+    let limits = servers.iter().flat_map(|server| &server.limits);
+    let near = limits.filter(|limit| limit.near).count() as u64;
+    let mut not_seen = host.not_seen;
+    if unreadable > 0 {
+        not_seen.push(format!(
+            "{unreadable} more processes look like postmasters, but their data directories cannot be read"
+        ));
+    }
+    Ok(Report {
+        schema: SCHEMA,
+        time: format!("{:.6}", Timestamp::now()),
+        kernel: host.release,
+        took_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        near,
+        servers,
+        not_seen,
+    })
+}
+
+fn describe(server: Server<'_>, connections: Connections, near: Near) -> ServerReport {
+    let rows = headroom::headroom(&server.headroom);
+    let first = headroom::first(&rows);
+    let summary = summary::sentence(first, server.headroom.cost.measured_backends);
+    let first = first.and_then(|first| rows.iter().position(|row| std::ptr::eq(row, first)));
+    let postmaster = server.postmaster;
+    ServerReport {
+        pid: postmaster.pid,
+        port: postmaster.port,
+        data_dir: text(postmaster.data_dir.as_os_str()),
+        version: postmaster.version,
+        unit: postmaster.unit.map(|unit| unit.unit),
+        container: postmaster.container.map(|container| container.id),
+        summary,
+        first,
+        limits: rows
+            .into_iter()
+            .map(|row| LimitReport::new(row, near))
+            .collect(),
+        backend_cost: server.headroom.cost,
+        fork_charge_bytes: server.headroom.host.fork_charge_bytes,
+        connections,
+        not_seen: server.not_seen,
+    }
+}

@@ -1,0 +1,87 @@
+//! What `check` has to say, for all forms of output.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::connections::Connections;
+use crate::verdict::headroom::{Cost, Near, Row};
+
+/// Version of the document.
+pub const SCHEMA: &str = "pgfork-trace-check/1";
+
+/// One look at a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Report {
+    /// `pgfork-trace-check/1`.
+    pub schema: &'static str,
+    /// When, RFC 3339.
+    pub time: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// How long the look took, in microseconds.
+    pub took_us: u64,
+    /// Limits that are close or reached, over all servers.
+    pub near: u64,
+    /// The servers, by pid.
+    pub servers: Vec<ServerReport>,
+    /// What could not be seen on this host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_seen: Vec<String>,
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ServerReport {
+    /// Pid of the postmaster.
+    pub pid: u32,
+    /// TCP port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Data directory, as the server sees it.
+    pub data_dir: String,
+    /// Major version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// systemd unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// What refuses next, how soon, and what to type: one sentence.
+    pub summary: String,
+    /// The limit that the sentence is about: position in `limits`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<usize>,
+    /// Every limit, the one that refuses first at the top.
+    pub limits: Vec<LimitReport>,
+    /// What one more backend costs.
+    pub backend_cost: Cost,
+    /// Bytes of commit charge that a fork of the postmaster asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fork_charge_bytes: Option<u64>,
+    /// Connections and other children.
+    pub connections: Connections,
+    /// What could not be seen of this server.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_seen: Vec<String>,
+}
+
+/// A limit and whether it is close.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct LimitReport {
+    /// The numbers.
+    #[serde(flatten)]
+    pub row: Row,
+    /// Close or reached, by the thresholds asked for.
+    pub near: bool,
+}
+
+impl LimitReport {
+    pub(super) fn new(row: Row, near: Near) -> Self {
+        Self {
+            near: row.is_near(near),
+            row,
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Facts about one server.
+
+use crate::{
+    gather::{self, text},
+    host::{
+        Ceiling, Root,
+        census::Seen,
+        cgroup::{self, Chain, Controller, Level, Reach},
+        process::{self, Accounted, INITIAL_USER_NS, Namespaces, Status},
+    },
+    postgres::{Kind, Postmaster, Settings, Title, settings},
+    verdict::{
+        CgroupLevel, Facts,
+        headroom::{Cost, HeadroomFacts, MemoryLevel, NprocFacts, PidNumbers, Slots},
+    },
+};
+
+use super::host::{Host, noted};
+
+/// Backends whose mappings are looked at.
+const SAMPLED: usize = 5;
+/// Resident memory whose page tables are walked for that, at most, in bytes: a walk takes time in
+/// proportion to it.
+const WALKED_BYTES: u64 = 8 << 30;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
+
+/// A child of the postmaster.
+#[derive(Debug)]
+pub(super) struct Child<'h> {
+    pub(super) seen: &'h Seen,
+    pub(super) title: Option<Title>,
+}
+
+impl Child<'_> {
+    fn is_client(&self) -> bool {
+        matches!(&self.title, Some(title) if matches!(title.kind, Kind::Client(_)))
+    }
+}
+
+/// One server.
+#[derive(Debug)]
+pub(super) struct Server<'h> {
+    pub(super) postmaster: Postmaster,
+    pub(super) settings: Settings,
+    pub(super) children: Vec<Child<'h>>,
+    pub(super) headroom: HeadroomFacts,
+    pub(super) pids: Option<Chain>,
+    pub(super) memory: Option<Chain>,
+    pub(super) oom_score_adj: Option<i32>,
+    pub(super) child_oom_score_adj: Option<i32>,
+    pub(super) not_seen: Vec<String>,
+}
+
+impl<'h> Server<'h> {
+    /// Reads all of it.
+    pub(super) fn read(root: &Root, host: &'h Host, postmaster: Postmaster) -> Self {
+        let settings = settings(root, postmaster.pid);
+        let children = children(root, host, &postmaster, &settings);
+        let mut server = Self {
+            settings,
+            children,
+            headroom: HeadroomFacts::default(),
+            pids: None,
+            memory: None,
+            oom_score_adj: None,
+            child_oom_score_adj: None,
+            not_seen: Vec::new(),
+            postmaster,
+        };
+        server.fill(root, host);
+        server
+    }
+
+    fn fill(&mut self, root: &Root, host: &Host) {
+        let pid = self.postmaster.pid;
+        let notes = &mut self.not_seen;
+        let status = noted(process::status(root, pid), notes).flatten();
+        let accounted = noted(process::accounted(root, pid), notes).flatten();
+        if accounted.is_none() {
+            notes.push("the postmaster's mappings cannot be read (that takes root or its user): what a fork charges is not known".to_owned());
+        }
+        let namespaces = process::namespaces(&root.pid(pid));
+        self.pids = noted(cgroup::chain(root, pid, Controller::Pids), notes).flatten();
+        self.memory = noted(cgroup::chain(root, pid, Controller::Memory), notes).flatten();
+        reach_notes(self.pids.as_ref(), notes);
+        reach_notes(self.memory.as_ref(), notes);
+        let capable = |bit: u64| {
+            namespaces.user.is_none_or(|user| user == INITIAL_USER_NS)
+                && status
+                    .as_ref()
+                    .and_then(|it| it.cap_effective)
+                    .is_some_and(|caps| caps & bit != 0)
+        };
+        let pids = self.pids_levels(host);
+        let cgroups = self
+            .pids
+            .iter()
+            .flat_map(|chain| &chain.levels)
+            .filter_map(|level| gather::cgroup_fact(level, Controller::Pids))
+            .collect();
+        let cost = self.cost(root, host, accounted.as_ref());
+        self.headroom = HeadroomFacts {
+            host: Facts {
+                page_size: host.page_size,
+                cpus: host.cpus,
+                memory: host.memory,
+                overcommit: host.overcommit,
+                threads: host.threads,
+                cgroups,
+                unit: self.service(),
+                fork_charge_bytes: accounted.map(|it| it.total_bytes),
+                pid,
+                ..Facts::default()
+            },
+            kernel: host.kernel,
+            swap_free: host.info.as_ref().and_then(|info| info.swap_free_bytes),
+            total_vm_pages: status
+                .as_ref()
+                .and_then(|status| status.vm_size_bytes)
+                .map(|bytes| bytes / host.page_size),
+            cap_sys_admin: capable(CAP_SYS_ADMIN),
+            cap_sys_resource: capable(CAP_SYS_RESOURCE),
+            largest_charge: accounted.map(|it| it.largest_bytes),
+            cost,
+            pids,
+            memory: self.memory_levels(),
+            killable: self.killable(root),
+            nproc: self.nproc(root, host, status.as_ref(), &namespaces),
+            numbers: numbers(host, &namespaces),
+            pid_namespace_alive: namespace_alive(root, host, &namespaces),
+            slots: self.slots(),
+        };
+    }
+
+    fn service(&self) -> Option<String> {
+        let unit = self.postmaster.unit.as_ref()?;
+        (unit.kind == cgroup::UnitKind::Service).then(|| unit.unit.clone())
+    }
+
+    /// Levels that have the controller, without this program where it is below one.
+    fn pids_levels(&self, host: &Host) -> Vec<CgroupLevel> {
+        let levels = self.pids.iter().flat_map(|chain| &chain.levels);
+        let level = |level: &Level| {
+            let fact = gather::cgroup_fact(level, Controller::Pids)?;
+            let own = host.own.pids_path.as_ref();
+            let own = own.is_some_and(|path| path.starts_with(&level.path));
+            Some(CgroupLevel {
+                cgroup_id: fact.id,
+                path: Some(fact.path),
+                property: fact
+                    .unit
+                    .as_ref()
+                    .map_or_else(|| "pids.max".to_owned(), |unit| unit.property.clone()),
+                unit: fact.unit.map(|unit| unit.name),
+                container: fact.container,
+                tasks: level.pids.current?.saturating_sub(u64::from(own)),
+                limit: level.pids.max?.value(),
+            })
+        };
+        levels.filter_map(level).collect()
+    }
+
+    fn memory_levels(&self) -> Vec<MemoryLevel> {
+        let Some(chain) = &self.memory else {
+            return Vec::new();
+        };
+        let level = |level: &Level| {
+            let facts = level.memory;
+            let stat = cgroup::memory_stat(level, chain.version).ok().flatten();
+            let stat = stat.unwrap_or_default();
+            let limit = |ceiling: Option<Ceiling>| ceiling.and_then(Ceiling::value);
+            let swap_room = match (facts.swap_max_bytes, facts.memsw_max_bytes) {
+                (Some(max), _) => max
+                    .value()
+                    .map(|max| max.saturating_sub(facts.swap_current_bytes.unwrap_or(0))),
+                // v1: what memory and swap may have together beyond memory alone.
+                (None, Some(both)) => both
+                    .value()
+                    .zip(limit(facts.max_bytes))
+                    .map(|(both, max)| both.saturating_sub(max)),
+                (None, None) => None,
+            };
+            Some(MemoryLevel {
+                group: gather::cgroup_fact(level, Controller::Memory)?,
+                current: facts.current_bytes?,
+                reclaimable: stat.reclaimable().min(facts.current_bytes?),
+                max: limit(facts.max_bytes),
+                high: limit(facts.high_bytes),
+                swap_room,
+                kmem: facts.kmem_current_bytes.zip(limit(facts.kmem_max_bytes)),
+                oom_kill_disable: facts.oom_kill_disable == Some(true),
+            })
+        };
+        chain.levels.iter().filter_map(level).collect()
+    }
+
+    /// Medians over some client backends, spread over all of them.
+    fn cost(&mut self, root: &Root, host: &Host, postmaster: Option<&Accounted>) -> Cost {
+        let clients: Vec<&Seen> = self
+            .children
+            .iter()
+            .filter(|child| child.is_client() && child.seen.state != 'Z')
+            .map(|child| child.seen)
+            .collect();
+        let step = clients.len().div_ceil(SAMPLED).max(1);
+        let mut walked = 0;
+        let mut sample = Vec::new();
+        for seen in clients.iter().step_by(step) {
+            let status = process::status(root, seen.pid).ok().flatten();
+            walked += status.and_then(|it| it.vm_rss_bytes).unwrap_or(0);
+            if walked > WALKED_BYTES && !sample.is_empty() {
+                break;
+            }
+            let found = process::accounted(root, seen.pid).ok().flatten();
+            sample.extend(found.filter(|found| found.mappings > 0));
+        }
+        let measured = sample.len() as u64;
+        if sample.is_empty() {
+            self.not_seen.push(match clients.len() {
+                0 => "no backend runs: a backend's memory is taken to be what the postmaster's fork charges, and may be more".to_owned(),
+                _ => "the memory of backends cannot be read (that takes root or their user)".to_owned(),
+            });
+            sample.extend(postmaster.filter(|_| clients.is_empty()).copied());
+        }
+        let threads = clients.iter().map(|seen| seen.threads);
+        Cost {
+            measured_backends: measured,
+            tasks: median(threads).unwrap_or(1).max(1),
+            commit_bytes: median(sample.iter().map(|it| it.total_bytes)),
+            private_bytes: median(sample.iter().map(|it| it.private_bytes)),
+            kernel_bytes: self.kernel_bytes(host),
+        }
+    }
+
+    /// Kernel memory of the postmaster's own cgroup for each of its tasks.
+    fn kernel_bytes(&self, host: &Host) -> Option<u64> {
+        let chain = self.memory.as_ref()?;
+        let level = chain.levels.first()?;
+        let stat = cgroup::memory_stat(level, chain.version).ok().flatten();
+        let fixed = stat.map(|stat| stat.kernel_fixed).filter(|all| *all > 0);
+        let all = fixed.or(level.memory.kmem_current_bytes)?;
+        let same = self.pids.as_ref()?.levels.first()?;
+        // Only where both controllers count the same processes.
+        let tasks = same.pids.current.filter(|_| same.path == level.path)?;
+        let own = host.own.pids_path.as_ref() == Some(&same.path);
+        Some(all / tasks.saturating_sub(u64::from(own)).max(1))
+    }
+
+    /// Whether the OOM killer may end anything here; -1000 exempts (mm/oom_kill.c `oom_badness`).
+    fn killable(&mut self, root: &Root) -> Option<bool> {
+        const NEVER: i32 = -1000;
+        let adj = |pid| process::oom_score_adj(root, pid).ok().flatten();
+        self.oom_score_adj = adj(self.postmaster.pid);
+        let of_children: Vec<i32> = self
+            .children
+            .iter()
+            .filter_map(|child| adj(child.seen.pid))
+            .collect();
+        self.child_oom_score_adj = of_children.iter().copied().max();
+        let own = self.oom_score_adj?;
+        match self.child_oom_score_adj {
+            Some(most) => Some(most > NEVER || own > NEVER),
+            None => (own > NEVER).then_some(true),
+        }
+    }
+
+    fn nproc(
+        &self,
+        root: &Root,
+        host: &Host,
+        status: Option<&Status>,
+        namespaces: &Namespaces,
+    ) -> Option<NprocFacts> {
+        let uid = status?.uids.real;
+        let limits = process::limits(root, self.postmaster.pid).ok().flatten()?;
+        // Since 5.14 a user is counted in each user namespace of its own (kernel/ucount.c).
+        let wanted = namespaces.user.filter(|_| host.kernel >= (5, 14));
+        let (tasks, uncertain) = host.census.tasks_of(root, uid, wanted);
+        let own = host.own.uid == Some(uid)
+            && (wanted.is_none() || host.own.user_ns.is_none() || wanted == host.own.user_ns);
+        Some(NprocFacts {
+            uid,
+            userns_inum: namespaces.user.and_then(|user| u32::try_from(user).ok()),
+            tasks: tasks.saturating_sub(u64::from(own)),
+            uncertain,
+            limit: limits.processes?.soft.value(),
+        })
+    }
+
+    fn slots(&mut self) -> Option<Slots> {
+        let version = self.major_version();
+        let number = |name, default| self.settings.number(name, default);
+        let max = number("max_connections", 100);
+        let reserved = number("superuser_reserved_connections", 3);
+        let reserved_roles = match version {
+            Some(..16) => Some(0),
+            _ => number("reserved_connections", 0),
+        };
+        let found = max.zip(reserved).zip(reserved_roles);
+        let Some(((max, reserved), roles)) = found else {
+            self.not_seen.push(
+                "the server's settings cannot be read: max_connections is not known".to_owned(),
+            );
+            return None;
+        };
+        let takes_slot = |child: &&Child<'_>| match &child.title {
+            // Before 12 these took a slot of max_connections too.
+            Some(title) => match title.kind {
+                Kind::Client(_) => true,
+                Kind::WalSender(_) => version.is_some_and(|version| version < 12),
+                _ => false,
+            },
+            None => false,
+        };
+        Some(Slots {
+            used: self.children.iter().filter(takes_slot).count() as u64,
+            max,
+            reserved: reserved.saturating_add(roles),
+        })
+    }
+
+    /// `15`, of version 15.
+    pub(super) fn major_version(&self) -> Option<u64> {
+        self.postmaster
+            .version
+            .as_ref()?
+            .split('.')
+            .next()?
+            .parse()
+            .ok()
+    }
+}
+
+fn children<'h>(
+    root: &Root,
+    host: &'h Host,
+    postmaster: &Postmaster,
+    settings: &Settings,
+) -> Vec<Child<'h>> {
+    let title = |seen: &Seen| {
+        let arguments = process::cmdline(root, seen.pid).ok()?;
+        Some(text(arguments.first()?))
+    };
+    let all: Vec<(&Seen, Option<String>)> = host
+        .census
+        .children(postmaster.pid)
+        .map(|seen| (seen, title(seen)))
+        .collect();
+    let named = settings.text("cluster_name").map(str::to_owned);
+    let cluster = named.or_else(|| {
+        let mut titles = all.iter().filter_map(|(_, title)| title.as_deref());
+        titles.find_map(Title::cluster_in).map(str::to_owned)
+    });
+    let parsed = |title: &String| Title::parse(title, cluster.as_deref());
+    all.into_iter()
+        .map(|(seen, title)| Child {
+            seen,
+            title: title.as_ref().and_then(parsed),
+        })
+        .collect()
+}
+
+fn numbers(host: &Host, namespaces: &Namespaces) -> Option<PidNumbers> {
+    Some(PidNumbers {
+        taken: host.census.numbers,
+        usable: host.pid_max?.saturating_sub(u64::from(host.census.lowest)),
+        inner_namespace: namespaces
+            .pid
+            .zip(host.own.pid_ns)
+            .is_some_and(|(theirs, ours)| theirs != ours),
+    })
+}
+
+fn namespace_alive(root: &Root, host: &Host, namespaces: &Namespaces) -> Option<bool> {
+    let children = namespaces.pid_for_children?;
+    if namespaces.pid == Some(children) {
+        // Nobody outlives the first process of the namespace that he is in.
+        return Some(true);
+    }
+    host.census.namespace_has_init(root, children)
+}
+
+fn reach_notes(chain: Option<&Chain>, notes: &mut Vec<String>) {
+    let Some(chain) = chain else { return };
+    let controller = chain.controller.name();
+    match chain.reach {
+        Reach::Root => {}
+        Reach::Partial => notes.push(format!(
+            "{controller} cgroups above {} are not visible from in here, and may have a lower limit",
+            chain.levels.last().map_or_else(|| "/".to_owned(), |top| text(top.path.as_os_str()))
+        )),
+        Reach::Outside | Reach::NotMounted => notes.push(format!(
+            "the postmaster's {controller} cgroup is not mounted here: its limits are not known"
+        )),
+        Reach::NoController => notes.push(format!("no {controller} cgroup controller here")),
+    }
+}
+
+fn median(values: impl Iterator<Item = u64>) -> Option<u64> {
+    let mut sorted: Vec<u64> = values.collect();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied()
+}

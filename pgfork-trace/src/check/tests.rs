@@ -1,0 +1,356 @@
+//! Whole looks at fake trees. `PGFORK_TRACE_BLESS=1` rewrites docs/check-schema.json.
+
+use std::fmt::Write as _;
+
+use super::*;
+use crate::{
+    host::fake::{FakeProcess, FakeRoot},
+    output::{check_document, check_schema},
+    verdict::headroom::{Effect, Limit, Row},
+};
+
+const SMAPS: &str = "55d0-55d1 rw-p 0 00:00 0\nSize: 2048 kB\nPss: 600 kB\nPrivate_Clean: 0 kB\nPrivate_Dirty: 500 kB\n\
+                     Anonymous: 600 kB\nSwapPss: 12 kB\nVmFlags: rd wr mr mw me ac \n\
+                     7f00-7f01 rw-s 0 00:05 1 /dev/zero\nSize: 131072 kB\nPss: 100 kB\nPrivate_Dirty: 90 kB\nAnonymous: 0 kB\n\
+                     VmFlags: rd wr sh mr mw me ms sd \n";
+
+fn server(fake: &FakeRoot, cgroup: &str) {
+    fake.process(&FakeProcess {
+        pid: 1,
+        parent: 0,
+        uid: 0,
+        comm: b"systemd".to_vec(),
+        ..FakeProcess::new(1)
+    });
+    fake.data_dir("data", "/data", 700, 5432);
+    fake.process(&FakeProcess {
+        cgroup: cgroup.as_bytes().to_vec(),
+        ..FakeProcess::postgres(700, "data")
+    });
+    fake.write("proc/700/cmdline", "postgres\0-D\0/data\0");
+    fake.write("proc/700/smaps", SMAPS);
+    fake.write("proc/700/oom_score_adj", "-900\n");
+    fake.link("proc/700/ns/pid", "pid:[4026531836]");
+    fake.link("proc/700/ns/pid_for_children", "pid:[4026531836]");
+    fake.write(
+        "proc/700/limits",
+        "Limit                     Soft Limit           Hard Limit           Units     \n\
+         Max processes             40                   80                   processes \n",
+    );
+    fake.write("data/postgresql.conf", "max_connections = 30\n");
+}
+
+fn backend(fake: &FakeRoot, pid: u32, title: &str) {
+    fake.process(&FakeProcess {
+        parent: 700,
+        cgroup: b"0::/app.slice/pg.service\n".to_vec(),
+        ..FakeProcess::postgres(pid, "data")
+    });
+    fake.write(format!("proc/{pid}/cmdline"), format!("{title}\0\0\0"));
+    fake.write(format!("proc/{pid}/smaps"), SMAPS);
+    fake.write(format!("proc/{pid}/oom_score_adj"), "0\n");
+}
+
+fn host(fake: &FakeRoot) {
+    fake.write("proc/loadavg", "0 0 0 1/120 9000\n");
+    fake.write("proc/uptime", "100000.00 1.00\n");
+    fake.write("proc/sys/kernel/osrelease", "6.1.0-50-amd64\n");
+    fake.write("proc/sys/kernel/threads-max", "1000\n");
+    fake.write("proc/sys/kernel/pid_max", "32768\n");
+    for (name, value) in [
+        ("overcommit_memory", 2),
+        ("overcommit_ratio", 50),
+        ("overcommit_kbytes", 0),
+        ("admin_reserve_kbytes", 8192),
+        ("user_reserve_kbytes", 131_072),
+    ] {
+        fake.write(format!("proc/sys/vm/{name}"), format!("{value}\n"));
+    }
+    fake.write(
+        "proc/meminfo",
+        "MemTotal: 2097152 kB\nMemAvailable: 1048576 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n\
+         CommitLimit: 1048576 kB\nCommitted_AS: 524288 kB\n",
+    );
+}
+
+const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+
+fn v2(fake: &FakeRoot) {
+    fake.write("proc/self/mountinfo", V2);
+    let unit = "sys/fs/cgroup/app.slice/pg.service";
+    fake.write(format!("{unit}/pids.current"), "12\n");
+    fake.write(format!("{unit}/pids.max"), "17\n");
+    fake.write(format!("{unit}/pids.events"), "max 3\n");
+    fake.write(format!("{unit}/memory.current"), "104857600\n");
+    fake.write(format!("{unit}/memory.max"), "209715200\n");
+    fake.write(format!("{unit}/memory.high"), "max\n");
+    fake.write(format!("{unit}/memory.swap.max"), "0\n");
+    fake.write(
+        format!("{unit}/memory.stat"),
+        "anon 20971520\nfile 52428800\nshmem 31457280\nkernel_stack 131072\npagetables 1441792\n",
+    );
+    fake.write("sys/fs/cgroup/app.slice/pids.current", "20\n");
+    fake.write("sys/fs/cgroup/app.slice/pids.max", "max\n");
+}
+
+fn look_at(fake: &FakeRoot) -> ServerReport {
+    let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+    let validator = jsonschema::validator_for(&check_schema()).unwrap();
+    let document = check_document(&report);
+    let value = serde_json::from_slice(&document).unwrap();
+    let errors: Vec<String> = validator
+        .iter_errors(&value)
+        .map(|error| error.to_string())
+        .collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    for byte in document.iter().chain(text_of(&report).as_bytes()) {
+        assert!(*byte >= b' ' || *byte == b'\n', "{byte:#x}");
+    }
+    let [server] = <[ServerReport; 1]>::try_from(report.servers).unwrap();
+    server
+}
+
+fn text_of(report: &Report) -> String {
+    let around = Surroundings {
+        stdout_terminal: false,
+        stderr_terminal: false,
+        no_color: true,
+        time_zone: jiff::tz::TimeZone::UTC,
+    };
+    check_text(report, &OutputOptions::default(), &around)
+}
+
+fn row(server: &ServerReport, limit: Limit) -> &Row {
+    let found = server.limits.iter().find(|it| it.row.limit == limit);
+    &found
+        .unwrap_or_else(|| panic!("no {limit:?} in {:#?}", server.limits))
+        .row
+}
+
+#[test]
+fn schema_is_the_committed_one() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/check-schema.json");
+    let text = serde_json::to_string_pretty(&check_schema()).unwrap() + "\n";
+    if std::env::var_os("PGFORK_TRACE_BLESS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+}
+
+#[test]
+fn every_limit_of_a_unit_on_v2() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/app.slice/pg.service\n");
+    host(&fake);
+    v2(&fake);
+    for pid in 701..=708 {
+        backend(&fake, pid, "postgres: app db 10.0.0.1(5000) idle");
+    }
+    backend(&fake, 709, "postgres: checkpointer ");
+    let found = look_at(&fake);
+    assert!(
+        found
+            .summary
+            .starts_with("TasksMax refuses the next fork (EAGAIN,"),
+        "{}",
+        found.summary
+    );
+    assert!(
+        found
+            .summary
+            .ends_with("after 5 more backends: 12 tasks of 17 taken in pg.service.")
+    );
+    let pids = row(&found, Limit::PidsCgroupMax);
+    assert_eq!(
+        pids.remedy[0].command,
+        "systemctl set-property pg.service TasksMax=67"
+    );
+    // postmaster, 9 children; not uid 0.
+    assert_eq!(row(&found, Limit::RlimitNproc).used, 10);
+    assert_eq!(row(&found, Limit::RlimitNproc).backends, Some(30));
+    assert_eq!(row(&found, Limit::ThreadsMax).backends, Some(880));
+    assert_eq!(row(&found, Limit::PidSpaceExhausted).used, 10);
+    assert_eq!(
+        row(&found, Limit::MaxConnections).backends,
+        Some(30 - 3 - 8)
+    );
+    // 100 MiB in use, 20 MiB of it file cache; 0.5 MiB anonymous and its swap, 128 KiB of kernel memory.
+    let memory = row(&found, Limit::MemcgOomKill);
+    assert_eq!(memory.effect, Effect::Kills);
+    assert_eq!(memory.used, 80 << 20);
+    assert_eq!(found.backend_cost.kernel_bytes, Some(131_072));
+    assert_eq!(found.backend_cost.private_bytes, Some(512 << 10));
+    assert_eq!(memory.backends, Some((120 << 20) / ((512 + 128) << 10)));
+    // Address space is not in the fake status: without the user's reserve.
+    let commit = row(&found, Limit::CommitLimit);
+    assert_eq!(commit.max, Some((1024 - 8) << 20));
+    assert_eq!(found.connections.idle, 8);
+    assert_eq!(found.connections.by_address[0].count, 8);
+}
+
+#[test]
+fn a_container_in_its_own_user_namespace_on_v1() {
+    let fake = FakeRoot::new();
+    let id = "7f3c1b2a90de".repeat(5) + "7f3c";
+    let path = format!("/docker/{id}");
+    server(&fake, &format!("5:memory:{path}\n4:pids:{path}\n0::/\n"));
+    host(&fake);
+    fake.link("proc/700/ns/user", "user:[4026532999]");
+    fake.write(
+        "proc/self/mountinfo",
+        "31 23 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
+         32 23 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+         33 23 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
+    );
+    fake.write(format!("sys/fs/cgroup/pids{path}/pids.current"), "99\n");
+    fake.write(format!("sys/fs/cgroup/pids{path}/pids.max"), "100\n");
+    let memory = format!("sys/fs/cgroup/memory{path}");
+    fake.write(format!("{memory}/memory.usage_in_bytes"), "1048576\n");
+    fake.write(format!("{memory}/memory.limit_in_bytes"), "2097152\n");
+    fake.write(
+        format!("{memory}/memory.oom_control"),
+        "oom_kill_disable 1\nunder_oom 0\noom_kill 0\n",
+    );
+    let found = look_at(&fake);
+    assert_eq!(found.container.as_deref(), Some(id.as_str()));
+    assert_eq!(row(&found, Limit::PidsCgroupMax).backends, Some(1));
+    assert_eq!(
+        row(&found, Limit::MemcgOomKillDisabled).effect,
+        Effect::RefusesEnomem
+    );
+    // Process 1 has the same uid number, but is in another user namespace.
+    assert_eq!(row(&found, Limit::RlimitNproc).used, 1);
+}
+
+#[test]
+fn with_nothing_but_the_lock_file_the_rest_is_named_as_unseen() {
+    let fake = FakeRoot::new();
+    fake.data_dir("data", "/data", 700, 5432);
+    fake.process(&FakeProcess::postgres(700, "data"));
+    let found = look_at(&fake);
+    assert_eq!(found.first, None);
+    assert!(found.not_seen.len() >= 3, "{:?}", found.not_seen);
+    assert!(found.summary.starts_with("No limit"));
+}
+
+#[test]
+fn no_server_is_an_error() {
+    let fake = FakeRoot::new();
+    fake.process(&FakeProcess::new(1));
+    let error = look(fake.root(), &Filter::default(), Near::default()).unwrap_err();
+    assert_eq!(error.to_string(), "no postmaster was found");
+}
+
+#[test]
+fn hostile_and_absurd_content_ends_nothing() {
+    let fake = FakeRoot::new();
+    let evil = "/a\x1b[2J\u{202e}/pg.service";
+    server(&fake, &format!("0::{evil}\n"));
+    host(&fake);
+    fake.write("proc/self/mountinfo", V2);
+    let dir = format!("sys/fs/cgroup{evil}");
+    fake.write(format!("{dir}/pids.current"), "18446744073709551615\n");
+    fake.write(format!("{dir}/pids.max"), "1\n");
+    fake.write(format!("{dir}/memory.current"), "18446744073709551615\n");
+    fake.write(format!("{dir}/memory.max"), "99999999999999999999999\n");
+    fake.write("proc/meminfo", "MemTotal: x kB\n");
+    fake.write("proc/sys/kernel/pid_max", "18446744073709551615\n");
+    fake.write(
+        "data/postgresql.conf",
+        "max_connections = 18446744073709551615\n",
+    );
+    backend(&fake, 701, "postgres: \x1b]0;x\x07 a b [local] \x1b[31m");
+    backend(&fake, 702, "postgres: ");
+    backend(&fake, 703, "");
+    fake.write("proc/704/stat", "704 (gone");
+    let found = look_at(&fake);
+    assert_eq!(row(&found, Limit::PidsCgroupMax).backends, Some(0));
+    assert!(
+        found
+            .not_seen
+            .iter()
+            .any(|note| note.contains("memory.max"))
+    );
+    assert_eq!(found.connections.clients, 1);
+}
+
+#[test]
+fn a_dying_pid_namespace_is_seen() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/\n");
+    fake.link("proc/1/ns/pid", "pid:[4026531836]");
+    fake.link("proc/700/ns/pid_for_children", "pid:[4026532777]");
+    let found = look_at(&fake);
+    assert_eq!(row(&found, Limit::PidNamespaceDying).backends, Some(0));
+    let init = FakeProcess {
+        ns_pids: vec![900, 1],
+        ..FakeProcess::new(900)
+    };
+    fake.process(&init);
+    fake.link("proc/900/ns/pid", "pid:[4026532777]");
+    let found = look_at(&fake);
+    assert_eq!(row(&found, Limit::PidNamespaceDying).backends, None);
+}
+
+#[test]
+fn zombies_children_and_a_pooler_pattern() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/\n");
+    for pid in 701..=730 {
+        let state = if pid > 720 { "SELECT" } else { "idle" };
+        let title = format!("postgres: main: app db 10.0.0.{}(1) {state}", pid % 2);
+        backend(&fake, pid, &title);
+    }
+    backend(&fake, 740, "postgres: main: archiver ");
+    fake.process(&FakeProcess {
+        parent: 740,
+        ..FakeProcess::new(741)
+    });
+    fake.process(&FakeProcess {
+        parent: 700,
+        state: 'Z',
+        ..FakeProcess::new(742)
+    });
+    fake.write("data/postgresql.conf", "cluster_name = 'main'\n");
+    let found = look_at(&fake).connections;
+    assert_eq!((found.clients, found.idle, found.zombies), (30, 20, 1));
+    assert_eq!(found.by_user[0].name, "app");
+    assert_eq!(found.started_by_children[0].name, "archiver");
+    assert!(found.pooler.unwrap().starts_with("20 of 30 connections"));
+}
+
+/// Figures, printed: `cargo test -p pgfork-trace --release many_backends -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement: prints time and memory, decides nothing by them"]
+fn many_backends() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/app.slice/pg.service\n");
+    host(&fake);
+    v2(&fake);
+    let mut out = String::new();
+    let mut backends = 0;
+    for wanted in [1000, 5000] {
+        for number in backends..wanted {
+            let title = format!(
+                "postgres: app{} db 10.0.{}.1({number}) idle",
+                number % 7,
+                number % 50
+            );
+            backend(&fake, 1000 + number, &title);
+        }
+        backends = wanted;
+        let found = look_at(&fake);
+        assert_eq!(found.connections.clients, u64::from(wanted));
+        let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let peak = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM"))
+            .unwrap();
+        let _ = writeln!(out, "{wanted} backends: {} us, {peak}", report.took_us);
+    }
+    #[expect(clippy::print_stdout, reason = "figures are what this is for")]
+    {
+        println!("{out}");
+    }
+}
