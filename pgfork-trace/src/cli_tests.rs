@@ -172,7 +172,7 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
         &["--port", "0"],
         &["--until", "0"],
         &["--method", "magic"],
-        &["check"],
+        &["magic"],
         &["--max-size", "1M"],
         &["--color"],
     ] {
