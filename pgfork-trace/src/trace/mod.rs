@@ -1,6 +1,7 @@
 //! `pgfork-trace trace`: watch, judge, report.
 
 mod privileges;
+mod signals;
 mod totals;
 mod watchlist;
 
@@ -15,10 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use pgfork_trace_common::{Attempt, valid};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
-};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     capture::{Capture, Record, Settings},
@@ -36,6 +34,7 @@ use crate::{
     postgres,
     verdict::{self, Verdict},
 };
+use signals::Signals;
 use watchlist::{Found, Watchlist};
 
 /// How often folded counts are written and candidates are looked at again.
@@ -74,6 +73,8 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     if let Some(path) = std::env::var_os("PGFORK_TRACE_BTF") {
         settings.btf = PathBuf::from(path);
     }
+    // From here on there is something to bring to an end.
+    let mut signals = Signals::catch()?;
     let capture = Capture::start(&settings)?;
     let mut trace = Trace {
         gatherer: Gatherer::new(Root::default()),
@@ -99,7 +100,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     trace.attached = Instant::now();
     let outcome = trace.begin(options, discovery.hidden, nothing_asked);
     let reason = match outcome {
-        Ok(()) => trace.watch(options).await?,
+        Ok(()) => trace.watch(options, &mut signals).await?,
         Err(Closed) => EndReason::Signal,
     };
     trace.finish(reason);
@@ -217,10 +218,7 @@ impl Trace<'_> {
         })
     }
 
-    async fn watch(&mut self, options: &Options) -> Result<EndReason> {
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-        let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-        let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    async fn watch(&mut self, options: &Options, signals: &mut Signals) -> Result<EndReason> {
         let mut logger = if options.verbose {
             self.capture.diagnostics().ok()
         } else {
@@ -245,9 +243,7 @@ impl Trace<'_> {
                     guard.context("cannot wait for the kernel's records")?.clear_ready();
                     self.drain()
                 }
-                _ = interrupt.recv() => Err(Stop::End(EndReason::Signal)),
-                _ = terminate.recv() => Err(Stop::End(EndReason::Signal)),
-                _ = hangup.recv() => Err(Stop::End(EndReason::Signal)),
+                () = signals.any() => Err(Stop::End(EndReason::Signal)),
                 () = at(deadline) => Err(Stop::End(EndReason::Duration)),
                 _ = tick.tick() => self.tick(),
             };
@@ -443,8 +439,13 @@ fn nanoseconds(duration: Duration) -> u64 {
 /// Whether an error means that a reader of the output has gone.
 #[must_use]
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| {
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        // serde_json does not name the error within as its source.
+        io.or_else(|| cause.downcast_ref::<serde_json::Error>()?.io_error_kind())
+    };
     error
         .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+        .filter_map(kind)
+        .any(|kind| kind == io::ErrorKind::BrokenPipe)
 }
