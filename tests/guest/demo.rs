@@ -10,9 +10,6 @@ use crate::{
     tracer::Tracer,
 };
 
-/// Room that strict overcommit leaves: enough for psql, too little for a backend.
-const LEFT: u64 = 9000 * 1024;
-
 /// Lets a connection be refused for this cause, and prints both sides.
 pub(crate) fn run(cause: &str) -> Result<()> {
     let server = Server::start()?;
@@ -21,10 +18,8 @@ pub(crate) fn run(cause: &str) -> Result<()> {
     let tracer = Tracer::start("demo", "auto", &[])?;
     match cause {
         "commit_limit" => {
-            set_sysctl(
-                "vm/overcommit_kbytes",
-                (meminfo("Committed_AS")? + LEFT) / 1024,
-            )?;
+            let left = limits::widen_admin_reserve()?;
+            set_sysctl("vm/overcommit_kbytes", (meminfo("Committed_AS")? + left) / 1024)?;
             set_sysctl("vm/overcommit_memory", 2)?;
         }
         "pids_cgroup_max" => {

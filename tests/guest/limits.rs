@@ -82,12 +82,22 @@ impl Cgroups {
     }
 }
 
-/// Times that `pids.events` says `max`, 0 where the file is absent.
+/// Times that this cgroup was blamed for a refusal, 0 where the kernel does not say.
+/// From 6.12 on `pids.events` also counts what happened below; `.local` does not.
 pub(crate) fn pids_events(cgroup: &Path) -> u64 {
-    let text = fs::read_to_string(cgroup.join("pids.events")).unwrap_or_default();
+    let text = fs::read_to_string(cgroup.join("pids.events.local"))
+        .or_else(|_| fs::read_to_string(cgroup.join("pids.events")))
+        .unwrap_or_default();
     text.lines()
         .find_map(|line| line.strip_prefix("max ")?.trim().parse().ok())
         .unwrap_or(0)
+}
+
+/// Makes the window in which root can still start a client and the server cannot fork wide
+/// enough for a counter that is exact only to some megabytes. Returns what to leave free.
+pub(crate) fn widen_admin_reserve() -> Result<u64> {
+    set_sysctl("vm/admin_reserve_kbytes", 64 * 1024)?;
+    Ok(36 << 20)
 }
 
 /// Sets `RLIMIT_NPROC` of another process.

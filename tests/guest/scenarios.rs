@@ -293,14 +293,12 @@ fn symbol_exists(name: &str) -> Result<bool> {
         .any(|line| line.split_ascii_whitespace().nth(2) == Some(name)))
 }
 
-/// To root the limit is worth `admin_reserve` (8 MiB) more than to the server, which must
-/// not have room for one more backend: that keeps psql alive.
-const LEFT: u64 = 9000 * KIB;
-
 /// Strict overcommit with `vm.overcommit_ratio`; a mapping of this program takes what is free.
 fn commit_limit_ratio(server: &mut Server, method: &str) -> Result<()> {
     let _mode = Restored::remember("vm/overcommit_memory")?;
     let _ratio = Restored::remember("vm/overcommit_ratio")?;
+    let _reserve = Restored::remember("vm/admin_reserve_kbytes")?;
+    let left = limits::widen_admin_reserve()?;
     // Two thirds of RAM: far above what is promised, and below what RAM gives.
     set_sysctl("vm/overcommit_ratio", 66)?;
     commit_limit(
@@ -310,7 +308,7 @@ fn commit_limit_ratio(server: &mut Server, method: &str) -> Result<()> {
         "sysctl vm.overcommit_ratio=",
         || {
             let free = meminfo("CommitLimit")? - meminfo("Committed_AS")?;
-            Ok(Some(Hog::map(free - LEFT)?))
+            Ok(Some(Hog::map(free - left)?))
         },
     )
 }
@@ -320,6 +318,8 @@ fn commit_limit_kbytes(server: &mut Server, method: &str) -> Result<()> {
     let _mode = Restored::remember("vm/overcommit_memory")?;
     // Setting the ratio is what resets overcommit_kbytes.
     let _ratio = Restored::remember("vm/overcommit_ratio")?;
+    let _reserve = Restored::remember("vm/admin_reserve_kbytes")?;
+    let left = limits::widen_admin_reserve()?;
     commit_limit(
         server,
         method,
@@ -328,7 +328,7 @@ fn commit_limit_kbytes(server: &mut Server, method: &str) -> Result<()> {
         || {
             set_sysctl(
                 "vm/overcommit_kbytes",
-                (meminfo("Committed_AS")? + LEFT) / KIB,
+                (meminfo("Committed_AS")? + left) / KIB,
             )?;
             Ok(None)
         },

@@ -323,6 +323,7 @@ pub(super) fn unknown() -> Refusal {
             level("/a", None, 10, Some(100)),
             level("/", None, 20, Some(1_000)),
         ],
+        pids_root: false,
         pids_truncated: true,
         nproc: None,
         threads: Some(ThreadsEvidence {

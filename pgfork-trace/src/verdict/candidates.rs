@@ -187,6 +187,11 @@ fn pid_numbers(attempt: &Attempt) -> Numbers {
 }
 
 fn pids(evidence: &Evidence) -> Numbers {
+    if evidence.pids_root {
+        return Numbers::DoNotFit(
+            "the process is in the root cgroup, which has no limit".to_owned(),
+        );
+    }
     if evidence.pids.is_empty() {
         return Numbers::Absent;
     }

@@ -159,6 +159,9 @@ pub struct Evidence {
     /// pids limits from the postmaster's own cgroup upwards.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pids: Vec<CgroupLevel>,
+    /// The process is in the root of the pids hierarchy, which has no limit.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pids_root: bool,
     /// The path is deeper than what was read.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub pids_truncated: bool,
@@ -177,6 +180,7 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Evidence {
     Evidence {
         overcommit: overcommit::collect(attempt, facts),
         pids: pids(attempt, facts),
+        pids_root: attempt.valid & valid::PIDS != 0 && attempt.pids_levels == 0,
         pids_truncated: attempt.valid & valid::PIDS_TRUNCATED != 0,
         nproc: nproc(attempt, facts),
         threads: threads(attempt, facts),

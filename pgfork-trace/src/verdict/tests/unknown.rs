@@ -208,3 +208,16 @@ fn the_users_tasks_are_passed_on() {
     assert_eq!(nproc.user_tasks[0].comm, "postgres");
     assert_eq!(nproc.user_tasks[0].tasks, 7);
 }
+
+#[test]
+fn the_root_cgroup_has_no_limit_and_an_unread_path_is_not_ruled_out() {
+    let ruled_out = |attempt: &Attempt| {
+        let verdict = judge(attempt, &facts(), &no_hooks());
+        assert_eq!(verdict.cause, Cause::Unknown);
+        whats(&verdict.ruled_out).contains(&"pids cgroup")
+    };
+    assert!(ruled_out(&by_libc(Some(EAGAIN)).pids(&[]).done()));
+    assert!(!ruled_out(
+        &by_libc(Some(EAGAIN)).without(valid::PIDS).done()
+    ));
+}
