@@ -3,10 +3,12 @@
 //! counters, the limits that were set, and the server's log.
 //!
 //! `pgfork-trace-guest [--methods fexit,kprobe,tracepoint] [SCENARIO...]`; prints
-//! one line for each test, and exits with 1 when one failed.
+//! one line for each test, and exits with 1 when one failed. `pgfork-trace-guest headroom
+//! [LIMIT...]` compares what `check` predicts with what then happens.
 #![expect(clippy::print_stdout, reason = "the report of a test program")]
 
 mod demo;
+mod headroom;
 mod limits;
 mod scenarios;
 mod server;
@@ -32,6 +34,18 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 println!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if let [word, names @ ..] = arguments.as_slice()
+        && word == "headroom"
+    {
+        return match headroom::run(names) {
+            Ok(0) => ExitCode::SUCCESS,
+            Ok(_) => ExitCode::FAILURE,
+            Err(error) => {
+                println!("headroom ... FAILED: {error:#}");
                 ExitCode::FAILURE
             }
         };

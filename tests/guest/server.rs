@@ -153,7 +153,12 @@ impl Server {
 
     /// One new connection.
     pub(crate) fn connect(&self) -> Result<()> {
-        let output = psql().args(["-c", "select 1"]).output()?;
+        self.query("select 1")
+    }
+
+    /// One new connection for one statement.
+    pub(crate) fn query(&self, sql: &str) -> Result<()> {
+        let output = psql().args(["-c", sql]).output()?;
         if !output.status.success() {
             bail!(
                 "{}",

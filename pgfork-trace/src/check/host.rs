@@ -57,9 +57,7 @@ impl Host {
         }
         let own_task = u64::from(own.pid.is_some());
         let mut census = census::census(root)?;
-        if own.pid.is_some_and(|pid| pid >= census.lowest) {
-            census.numbers = census.numbers.saturating_sub(1);
-        }
+        census.numbers.retain(|number| Some(*number) != own.pid);
         not_seen.extend(crate::host::hidden_proc(root));
         Ok(Self {
             kernel: version(&release),

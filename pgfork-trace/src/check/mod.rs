@@ -2,6 +2,7 @@
 //! connection, without starting anything.
 
 mod connections;
+mod history;
 mod host;
 mod report;
 mod server;
@@ -15,6 +16,9 @@ use anyhow::{Result, bail};
 use jiff::Timestamp;
 
 pub use connections::{Connections, Tally};
+pub use history::{
+    HostHistory, KernelEvent, LogEvents, MemoryEvents, PidsEvents, Pressure, ServerHistory,
+};
 pub use report::{LimitReport, Report, SCHEMA, ServerReport};
 
 use crate::{
@@ -81,15 +85,17 @@ pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
     let servers: Vec<ServerReport> = servers
         .into_iter()
         .map(|postmaster| {
-            let server = Server::read(root, &host, postmaster);
+            let mut server = Server::read(root, &host, postmaster);
             let connections =
                 connections::count(&host.census, &server.postmaster, &server.children, uptime);
-            describe(server, connections, near)
+            let history = history::of_server(root, &mut server);
+            describe(server, connections, history, near)
         })
         .collect();
     let limits = servers.iter().flat_map(|server| &server.limits);
     let near = limits.filter(|limit| limit.near).count() as u64;
     let mut not_seen = host.not_seen;
+    let history = history::of_host(root, uptime, &mut not_seen);
     if unreadable > 0 {
         not_seen.push(format!(
             "{unreadable} more processes look like postmasters, but their data directories cannot be read"
@@ -102,11 +108,17 @@ pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
         took_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         near,
         servers,
+        history,
         not_seen,
     })
 }
 
-fn describe(server: Server<'_>, connections: Connections, near: Near) -> ServerReport {
+fn describe(
+    server: Server<'_>,
+    connections: Connections,
+    history: ServerHistory,
+    near: Near,
+) -> ServerReport {
     let rows = headroom::headroom(&server.headroom);
     let first = headroom::first(&rows);
     let summary = summary::sentence(first, server.headroom.cost.measured_backends);
@@ -128,6 +140,7 @@ fn describe(server: Server<'_>, connections: Connections, near: Near) -> ServerR
         backend_cost: server.headroom.cost,
         fork_charge_bytes: server.headroom.host.fork_charge_bytes,
         connections,
+        history,
         not_seen: server.not_seen,
     }
 }

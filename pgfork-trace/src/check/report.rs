@@ -3,14 +3,17 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::connections::Connections;
+use super::{
+    connections::Connections,
+    history::{HostHistory, ServerHistory},
+};
 use crate::verdict::headroom::{Cost, Near, Row};
 
 /// Version of the document.
 pub const SCHEMA: &str = "pgfork-trace-check/1";
 
 /// One look at a host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Report {
     /// `pgfork-trace-check/1`.
     pub schema: &'static str,
@@ -24,6 +27,8 @@ pub struct Report {
     pub near: u64,
     /// The servers, by pid.
     pub servers: Vec<ServerReport>,
+    /// What already happened on this host.
+    pub history: HostHistory,
     /// What could not be seen on this host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_seen: Vec<String>,
@@ -62,6 +67,8 @@ pub struct ServerReport {
     pub fork_charge_bytes: Option<u64>,
     /// Connections and other children.
     pub connections: Connections,
+    /// What already happened to it.
+    pub history: ServerHistory,
     /// What could not be seen of this server.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_seen: Vec<String>,
@@ -84,4 +91,10 @@ impl LimitReport {
             row,
         }
     }
+}
+
+/// A file's time as RFC 3339.
+pub(super) fn time_of(time: std::time::SystemTime) -> Option<String> {
+    let time = jiff::Timestamp::try_from(time).ok()?;
+    Some(format!("{time:.0}"))
 }

@@ -363,7 +363,7 @@ fn children<'h>(
 
 fn numbers(host: &Host, namespaces: &Namespaces) -> Option<PidNumbers> {
     Some(PidNumbers {
-        taken: host.census.numbers,
+        taken: host.census.taken_below(host.pid_max?),
         usable: host.pid_max?.saturating_sub(u64::from(host.census.lowest)),
         inner_namespace: namespaces
             .pid

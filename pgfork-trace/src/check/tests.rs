@@ -319,6 +319,50 @@ fn zombies_children_and_a_pooler_pattern() {
     assert!(found.pooler.unwrap().starts_with("20 of 30 connections"));
 }
 
+#[test]
+fn what_already_happened_and_who_is_blamed_for_it() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/app.slice/pg.service\n");
+    host(&fake);
+    v2(&fake);
+    let unit = "sys/fs/cgroup/app.slice/pg.service";
+    fake.write(
+        format!("{unit}/memory.events"),
+        "max 7\noom 2\noom_kill 1\n",
+    );
+    fake.write(
+        "dev/kmsg",
+        "6,1,99999000000,-;cgroup: fork rejected by pids controller in /x\n",
+    );
+    fake.write(
+        "proc/pressure/memory",
+        "some avg10=1.50 avg60=0.00 avg300=0.25 total=1\n",
+    );
+    fake.write(
+        "log",
+        "LOG: could not fork new process for connection: Cannot allocate memory\n",
+    );
+    fake.link("proc/700/fd/2", fake.path("log"));
+    let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+    assert_eq!(report.history.kernel_log[0].last_s_ago, Some(1));
+    let seen = look_at(&fake).history;
+    // Without pids.events.local the counter is of the forking cgroup.
+    assert!(seen.pids_events[0].counts_forker && seen.pids_events[0].refused == 3);
+    assert_eq!(seen.memory_events[0].killed, Some(1));
+    assert_eq!(seen.server_log[0].could_not_fork[0].name, "ENOMEM");
+    fake.write(format!("{unit}/pids.events.local"), "max 0\n");
+    assert!(!look_at(&fake).history.pids_events[0].counts_forker);
+    let text = text_of(&report);
+    for expected in [
+        "fork rejected by the pids controller, forked in /x (1 time in the kernel log, last 1 s ago)",
+        "tasks waited for memory 1.50 % of the last 10 s, 0.25 % of the last 5 min",
+        "memory of /app.slice/pg.service: limit reached 7 times, nothing to take back 2 times, process killed 1 time",
+        "1 \"could not fork\" (ENOMEM) in ",
+    ] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+}
+
 /// Figures, printed: `cargo test -p pgfork-trace --release many_backends -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement: prints time and memory, decides nothing by them"]

@@ -34,8 +34,8 @@ pub struct Census {
     /// By pid.
     pub processes: Vec<Seen>,
     /// Numbers taken in the tool's own pid namespace, by tasks, and by process groups and sessions
-    /// whose first process has ended; those of [`Census::lowest`] and above.
-    pub numbers: u64,
+    /// whose first process has ended, in order.
+    pub numbers: Vec<Pid>,
     /// Lowest number that is given to a new task here, see [`pid_cursor`].
     pub lowest: Pid,
 }
@@ -79,7 +79,8 @@ pub fn census(root: &Root) -> Result<Census, ReadError> {
             threads,
         });
     }
-    found.numbers = numbers.iter().filter(|&&number| number >= lowest).count() as u64;
+    found.numbers = numbers.into_iter().collect();
+    found.numbers.sort_unstable();
     found.processes.sort_unstable_by_key(|seen| seen.pid);
     Ok(found)
 }
@@ -146,6 +147,13 @@ impl Census {
         sorted
     }
 
+    /// How many numbers are taken of those that are given out while kernel.pid_max is `max`.
+    #[must_use]
+    pub fn taken_below(&self, max: u64) -> u64 {
+        let counts = |number: &&Pid| **number >= self.lowest && u64::from(**number) < max;
+        self.numbers.iter().filter(counts).count() as u64
+    }
+
     /// Children of `pid`.
     pub fn children(&self, pid: Pid) -> impl Iterator<Item = &Seen> {
         self.processes.iter().filter(move |seen| seen.parent == pid)
@@ -196,7 +204,9 @@ mod tests {
         let census = census(fake.root()).unwrap();
         assert_eq!(census.lowest, 300);
         // 700, 701, 702, 703, 704; pid 1 and group 1 are below the lowest.
-        assert_eq!(census.numbers, 5);
+        assert_eq!(census.taken_below(32768), 5);
+        // Numbers above a limit that was lowered later take no room below it.
+        assert_eq!(census.taken_below(702), 2);
         assert_eq!(census.children(700).count(), 2);
         assert_eq!(census.tasks_of(fake.root(), 26, None), (6, 0));
         assert_eq!(
@@ -213,6 +223,6 @@ mod tests {
         fake.write("proc/loadavg", "0 0 0 1/5 12\n");
         fake.process(&FakeProcess::new(1));
         let census = census(fake.root()).unwrap();
-        assert_eq!((census.lowest, census.numbers), (13, 0));
+        assert_eq!((census.lowest, census.taken_below(100)), (13, 0));
     }
 }

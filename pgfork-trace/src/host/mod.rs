@@ -15,8 +15,10 @@
 
 pub mod census;
 pub mod cgroup;
+pub mod kmsg;
 pub mod memory;
 pub mod process;
+pub mod psi;
 mod read;
 pub mod sysctl;
 

@@ -1,7 +1,7 @@
 //! `check` as text: what refuses next first, then every limit, then who is connected.
 
 use super::{
-    OutputOptions, Surroundings,
+    OutputOptions, Surroundings, check_history,
     escape::{name, sentence},
     text::Style,
     units::{bytes, count, counted},
@@ -29,9 +29,19 @@ pub fn check_text(report: &Report, options: &OutputOptions, around: &Surrounding
         }
         out += &self::server(server, style);
     }
-    for note in &report.not_seen {
-        out += &format!("not seen    {}\n", sentence(note));
-    }
+    rows(
+        &mut out,
+        style,
+        "host saw",
+        check_history::host(&report.history),
+    );
+    let unseen = report.not_seen.iter();
+    rows(
+        &mut out,
+        style,
+        "not seen",
+        unseen.map(|note| sentence(note).into_owned()),
+    );
     out += &format!(
         "\nKernel {}; {} looked at in {}.{:.1} ms; nothing was changed.\n",
         name(&report.kernel),
@@ -61,6 +71,8 @@ fn server(server: &ServerReport, style: Style) -> String {
     rows(&mut out, style, "clients", clients(&server.connections));
     let others = others(&server.connections);
     rows(&mut out, style, "others", others);
+    let seen = check_history::server(&server.history);
+    rows(&mut out, style, "has seen", seen);
     rows(
         &mut out,
         style,

@@ -4,6 +4,7 @@
 //! the places that [`OutputOptions`] ask for. Nothing here decides or reads the
 //! kernel.
 
+mod check_history;
 mod check_json;
 mod check_text;
 pub mod escape;

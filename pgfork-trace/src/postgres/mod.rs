@@ -3,11 +3,13 @@
 pub mod discover;
 pub mod lock_file;
 pub mod select;
+pub mod server_log;
 pub mod settings;
 pub mod titles;
 
 pub use discover::{Candidate, Discovery, Identity, Postmaster, Skipped, Why, discover, identify};
 pub use lock_file::LockFile;
 pub use select::{Filter, SelectError, Target, select};
+pub use server_log::{LogCounts, server_log};
 pub use settings::{Setting, Settings, settings};
 pub use titles::{Kind, Title};

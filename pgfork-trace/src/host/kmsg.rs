@@ -1,0 +1,185 @@
+//! The kernel log, read without consuming it: `/dev/kmsg` gives every reader its own position
+//! (kernel/printk/printk.c `devkmsg_open`, 5.10 to 7.2).
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::Root;
+use super::read::is_absent;
+
+/// Most bytes that are read: the log is a ring of a few MiB at most.
+const MOST_BYTES: usize = 32 << 20;
+/// Most distinct names that are told apart.
+const DISTINCT: usize = 200;
+
+/// How often something was logged, and when last, in microseconds since boot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Records.
+    pub count: u64,
+    /// Time of the last one.
+    pub last_us: u64,
+}
+
+/// What the kernel log says about refused forks and killed processes. Records are limited in rate,
+/// and the log is a ring: a count is "at least".
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelLog {
+    /// `fork rejected by pids controller`, by the cgroup that forked (not the one whose limit it
+    /// was); the kernel logs it once for each cgroup.
+    pub forks_rejected: BTreeMap<String, Times>,
+    /// Processes that the OOM killer ended because the host had no memory, by name.
+    pub oom_killed: BTreeMap<String, Times>,
+    /// Processes that it ended because a cgroup had none, by name.
+    pub cgroup_oom_killed: BTreeMap<String, Times>,
+    /// `Out of memory and no killable processes`.
+    pub nothing_killable: Times,
+    /// Requests that overcommit refused, by the name of the process (from 6.1 on).
+    pub commit_refused: BTreeMap<String, Times>,
+    /// Failed allocations of the kernel's own, by the name of the process.
+    pub allocation_failed: BTreeMap<String, Times>,
+}
+
+/// Reads the log. The error says why it cannot be read.
+///
+/// # Errors
+/// When it is not there, or reading takes CAP_SYSLOG (kernel.dmesg_restrict).
+pub fn kernel_log(root: &Root) -> Result<KernelLog, String> {
+    let path = root.join(Path::new("/dev/kmsg"));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)
+        .map_err(|error| match is_absent(&error) {
+            true => format!("the kernel log cannot be read ({error}): that takes root"),
+            false => format!("the kernel log cannot be read: {error}"),
+        })?;
+    let mut log = KernelLog::default();
+    let mut chunk = [0; 8192];
+    let mut rest = Vec::new();
+    let mut total = 0;
+    while total < MOST_BYTES {
+        let size = match file.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(size) => size,
+            // Records were overwritten meanwhile, or a signal came: go on behind that.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::EINTR)) => {
+                continue;
+            }
+            Err(_) => break,
+        };
+        total += size;
+        rest.extend_from_slice(&chunk[..size]);
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            log.record(&rest[..end]);
+            rest.drain(..=end);
+        }
+        // A record is one line of at most 8 KiB.
+        if rest.len() > chunk.len() {
+            rest.clear();
+        }
+    }
+    log.record(&rest);
+    Ok(log)
+}
+
+impl KernelLog {
+    /// `priority,sequence,microseconds,flags;message`.
+    fn record(&mut self, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
+        let Some((head, message)) = line.split_once(';') else {
+            return;
+        };
+        let Some(at) = head.split(',').nth(2).and_then(|at| at.parse().ok()) else {
+            return;
+        };
+        if let Some(path) = message.strip_prefix("cgroup: fork rejected by pids controller in ") {
+            add(&mut self.forks_rejected, path, at);
+        } else if let Some(rest) = message.strip_prefix("Memory cgroup out of memory: Killed") {
+            add(&mut self.cgroup_oom_killed, comm(rest), at);
+        } else if message.contains("ut of memory and no killable processes") {
+            self.nothing_killable.add(at);
+        } else if let Some(rest) = message.strip_prefix("Out of memory: Killed") {
+            add(&mut self.oom_killed, comm(rest), at);
+        } else if message.contains("not enough memory for the allocation")
+            || message.contains("no enough memory for the allocation")
+        {
+            let name = message.split_once("comm: ").map_or("", |(_, rest)| {
+                rest.rsplit_once(", ").map_or(rest, |it| it.0)
+            });
+            let name = name.split_once(", bytes:").map_or(name, |it| it.0);
+            add(&mut self.commit_refused, name, at);
+        } else if let Some((name, _)) = message.split_once(": page allocation failure") {
+            add(&mut self.allocation_failed, name, at);
+        }
+    }
+}
+
+/// `process 812 (postgres) total-vm:...`.
+fn comm(rest: &str) -> &str {
+    let open = rest.find('(').map_or(0, |at| at + 1);
+    let close = rest.find(") total-vm").unwrap_or(rest.len());
+    rest.get(open..close.max(open)).unwrap_or_default()
+}
+
+fn add(map: &mut BTreeMap<String, Times>, name: &str, at: u64) {
+    if map.len() < DISTINCT || map.contains_key(name) {
+        map.entry(name.to_owned()).or_default().add(at);
+    }
+}
+
+impl Times {
+    fn add(&mut self, at: u64) {
+        self.count += 1;
+        self.last_us = self.last_us.max(at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeRoot;
+    use super::*;
+
+    #[test]
+    fn records_of_all_kernels() {
+        let fake = FakeRoot::new();
+        assert!(kernel_log(fake.root()).is_err());
+        fake.write(
+            "dev/kmsg",
+            "6,1,100,-;cgroup: fork rejected by pids controller in /a b/c\n\
+             6,2,200,-;__vm_enough_memory: pid: 7, comm: postgres, no enough memory for the allocation\n\
+             4,3,300,-;__vm_enough_memory: pid: 8, comm: postgres, bytes: 16384 not enough memory for the allocation\n\
+             3,4,400,-;Memory cgroup out of memory: Killed process 9 (post)gres) total-vm:1kB, anon-rss:1kB\n \
+             SUBSYSTEM=x\n\
+             3,5,500,-;Out of memory: Killed process 10 (java) total-vm:1kB\n\
+             3,6,600,-;Out of memory and no killable processes...\n\
+             4,7,700,-;postgres: page allocation failure: order:0, mode:0x1\n\
+             odd line\n6,x,y,-;odd\n",
+        );
+        let log = kernel_log(fake.root()).unwrap();
+        assert_eq!(log.forks_rejected["/a b/c"].last_us, 100);
+        assert_eq!(
+            log.commit_refused["postgres"],
+            Times {
+                count: 2,
+                last_us: 300
+            }
+        );
+        assert_eq!(log.cgroup_oom_killed["post)gres"].count, 1);
+        assert_eq!(log.oom_killed["java"].count, 1);
+        assert_eq!(log.nothing_killable.last_us, 600);
+        assert_eq!(log.allocation_failed["postgres"].count, 1);
+    }
+
+    #[test]
+    fn a_long_line_ends_nothing() {
+        let fake = FakeRoot::new();
+        let mut content = vec![b'x'; 100_000];
+        content.extend(b"\n6,1,5,-;Out of memory: Killed\n\xff\xff;\xff\n");
+        fake.write("dev/kmsg", content);
+        assert_eq!(kernel_log(fake.root()).unwrap().oom_killed.len(), 1);
+    }
+}
