@@ -1,5 +1,6 @@
 //! Records of the ring buffer, decoded.
 
+use bytes::Buf as _;
 use pgfork_trace_common::{
     Attempt, MAX_NPROC_LEVELS, MAX_PIDS_LEVELS, MAX_TRAIL, ProcessEvent, record,
 };
@@ -18,19 +19,19 @@ pub enum Record {
 impl Record {
     /// Decodes one record; `None` for a kind or size that this version does not send.
     #[must_use]
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
-        match kind {
-            record::REFUSAL if bytes.len() == size_of::<Attempt>() => {
+    pub fn decode(record: &[u8]) -> Option<Self> {
+        let mut rest = record;
+        match rest.try_get_u32_ne().ok()? {
+            record::REFUSAL if record.len() == size_of::<Attempt>() => {
                 // SAFETY: the length fits, every bit pattern is a valid Attempt, and the read is unaligned.
-                let mut attempt = unsafe { bytes.as_ptr().cast::<Attempt>().read_unaligned() };
-                attempt.trail_len = attempt.trail_len.min(narrow(MAX_TRAIL));
-                attempt.pids_levels = attempt.pids_levels.min(narrow(MAX_PIDS_LEVELS));
-                attempt.nproc_levels = attempt.nproc_levels.min(narrow(MAX_NPROC_LEVELS));
+                let mut attempt = unsafe { record.as_ptr().cast::<Attempt>().read_unaligned() };
+                attempt.trail_len = attempt.trail_len.min(MAX_TRAIL as u32);
+                attempt.pids_levels = attempt.pids_levels.min(MAX_PIDS_LEVELS as u32);
+                attempt.nproc_levels = attempt.nproc_levels.min(MAX_NPROC_LEVELS as u32);
                 Some(Self::Refusal(Box::new(attempt)))
             }
-            record::EXEC | record::EXIT if bytes.len() == size_of::<ProcessEvent>() => {
-                let tgid = u32::from_ne_bytes(bytes.get(4..8)?.try_into().ok()?);
+            kind @ (record::EXEC | record::EXIT) if record.len() == size_of::<ProcessEvent>() => {
+                let tgid = rest.try_get_u32_ne().ok()?;
                 Some(if kind == record::EXEC {
                     Self::Exec(tgid)
                 } else {
@@ -40,10 +41,6 @@ impl Record {
             _ => None,
         }
     }
-}
-
-const fn narrow(length: usize) -> u32 {
-    length as u32
 }
 
 #[cfg(test)]

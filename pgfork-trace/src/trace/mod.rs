@@ -39,8 +39,8 @@ use watchlist::{Found, Watchlist};
 
 /// How often folded counts are written and candidates are looked at again.
 const TICK: Duration = Duration::from_millis(250);
-/// Records taken in one go before signals and timers get their turn.
-const BATCH: usize = 256;
+/// Records taken in one go before signals and timers get their turn: more than the ring buffer holds.
+const BATCH: usize = 512;
 
 /// What one run of `trace` is told.
 #[derive(Debug)]
@@ -84,6 +84,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         reporter,
         refusals: 0,
         until: options.plan.until,
+        lost_seen: 0,
         attached: Instant::now(),
     };
     for target in &targets {
@@ -127,6 +128,7 @@ struct Trace<'a> {
     gatherer: Gatherer,
     refusals: u64,
     until: Option<u64>,
+    lost_seen: u64,
     attached: Instant,
 }
 
@@ -267,10 +269,46 @@ impl Trace<'_> {
     fn tick(&mut self) -> Result<(), Stop> {
         // Also a safety net, should a wake-up have been missed.
         self.drain()?;
+        self.catch_up()?;
         self.look_again()?;
         self.reporter.tick(Timestamp::now())?;
         if self.watchlist.is_over() {
             return Err(Stop::End(EndReason::NoMore));
+        }
+        Ok(())
+    }
+
+    /// What a full ring buffer may have swallowed: the end of a watched process, and the start
+    /// of another one.
+    fn catch_up(&mut self) -> Result<(), Closed> {
+        let pids: Vec<u32> = self
+            .watchlist
+            .alive()
+            .map(|watched| watched.id.pid)
+            .collect();
+        let lost: u64 = pids
+            .iter()
+            .filter_map(|pid| self.capture.totals(*pid))
+            .map(|totals| totals.lost)
+            .sum();
+        let vanished: Vec<u32> = self
+            .watchlist
+            .alive()
+            .filter(|watched| matches!(process::still(&self.root, watched.id), Ok(false)))
+            .map(|watched| watched.id.pid)
+            .collect();
+        if vanished.is_empty() && lost <= self.lost_seen {
+            return Ok(());
+        }
+        self.lost_seen = lost;
+        for pid in vanished {
+            self.exited(pid)?;
+        }
+        for postmaster in postgres::discover(&self.root)
+            .map(|found| found.postmasters)
+            .unwrap_or_default()
+        {
+            self.watchlist.candidate(postmaster.pid, Instant::now());
         }
         Ok(())
     }
