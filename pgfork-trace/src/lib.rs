@@ -10,6 +10,7 @@ pub mod diagnostics;
 pub mod gather;
 pub mod host;
 pub mod kernel;
+pub mod memory;
 pub mod output;
 pub mod postgres;
 pub mod probes;

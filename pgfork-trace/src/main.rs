@@ -5,9 +5,13 @@ use std::{io::Write as _, process::ExitCode, time::Instant};
 use pgfork_trace::{
     check,
     cli::{self, Command, Plan},
+    memory::{self, Spare},
     output::{Reporter, Surroundings},
     probes, trace,
 };
+
+#[global_allocator]
+static ALLOCATOR: Spare = Spare::new();
 
 /// Could not do the job.
 const FAILED: u8 = 2;
@@ -31,6 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
+    memory::prepare(&ALLOCATOR);
     match plan.command {
         Command::Check(what) => check::run(&what, &plan.output),
         Command::Probes => probes::run(plan.output.json, plan.method).map(|()| 0),
