@@ -19,7 +19,10 @@ pub(crate) fn run(cause: &str) -> Result<()> {
     match cause {
         "commit_limit" => {
             let left = limits::widen_admin_reserve()?;
-            set_sysctl("vm/overcommit_kbytes", (meminfo("Committed_AS")? + left) / 1024)?;
+            set_sysctl(
+                "vm/overcommit_kbytes",
+                (meminfo("Committed_AS")? + left) / 1024,
+            )?;
             set_sysctl("vm/overcommit_memory", 2)?;
         }
         "pids_cgroup_max" => {

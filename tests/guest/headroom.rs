@@ -167,7 +167,10 @@ fn predict(limit: &str) -> Result<(u64, String)> {
             String::from_utf8_lossy(&output.stderr).trim()
         )
     })?;
-    fs::write("/out/check.json", &output.stdout)?;
+    fs::write(format!("/out/check-{limit}.json"), &output.stdout)?;
+    if let Ok(stat) = fs::read(memory_cgroup()?.join("memory.stat")) {
+        fs::write(format!("/out/memory.stat-{limit}"), stat)?;
+    }
     let server = &report["servers"][0];
     let rows = server["limits"].as_array().context("no limits")?;
     let fewest = rows
@@ -214,7 +217,7 @@ impl Session {
                 let length = stream.read(&mut text)?;
                 let text: String = String::from_utf8_lossy(&text[..length])
                     .chars()
-                    .map(|c| if c.is_control() { ' ' } else { c })
+                    .map(|c| if c.is_ascii_graphic() { c } else { ' ' })
                     .collect();
                 bail!("{}", text.trim());
             }

@@ -4,6 +4,7 @@
 mod connections;
 mod history;
 mod host;
+mod origins;
 mod report;
 mod server;
 mod summary;
@@ -19,6 +20,7 @@ pub use connections::{Connections, Tally};
 pub use history::{
     HostHistory, KernelEvent, LogEvents, MemoryEvents, PidsEvents, Pressure, ServerHistory,
 };
+pub use origins::Origin;
 pub use report::{LimitReport, Report, SCHEMA, ServerReport};
 
 use crate::{
@@ -27,7 +29,10 @@ use crate::{
     host::Root,
     output::{OutputOptions, Surroundings, check_document, check_text},
     postgres::{Filter, Postmaster, Target, Why, discover, select},
-    verdict::headroom::{self, Near},
+    verdict::{
+        findings::findings,
+        headroom::{self, Near, Row},
+    },
 };
 use host::Host;
 use server::Server;
@@ -89,7 +94,12 @@ pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
             let connections =
                 connections::count(&host.census, &server.postmaster, &server.children, uptime);
             let history = history::of_server(root, &mut server);
-            describe(server, connections, history, near)
+            let (origins, facts) = origins::of_server(root, &host, &server, uptime);
+            let mut report = describe(server, connections, history, near);
+            report.origins = origins;
+            let rows: Vec<Row> = report.limits.iter().map(|it| it.row.clone()).collect();
+            report.findings = findings(&facts, &rows);
+            report
         })
         .collect();
     let limits = servers.iter().flat_map(|server| &server.limits);
@@ -140,6 +150,8 @@ fn describe(
         backend_cost: server.headroom.cost,
         fork_charge_bytes: server.headroom.host.fork_charge_bytes,
         connections,
+        findings: Vec::new(),
+        origins: Vec::new(),
         history,
         not_seen: server.not_seen,
     }

@@ -6,8 +6,12 @@ use serde::Serialize;
 use super::{
     connections::Connections,
     history::{HostHistory, ServerHistory},
+    origins::Origin,
 };
-use crate::verdict::headroom::{Cost, Near, Row};
+use crate::verdict::{
+    findings::Finding,
+    headroom::{Cost, Near, Row},
+};
 
 /// Version of the document.
 pub const SCHEMA: &str = "pgfork-trace-check/1";
@@ -67,6 +71,12 @@ pub struct ServerReport {
     pub fork_charge_bytes: Option<u64>,
     /// Connections and other children.
     pub connections: Connections,
+    /// Settings that contradict each other, or what the files say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
+    /// Where limits were set, by file and line; the one in force last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<Origin>,
     /// What already happened to it.
     pub history: ServerHistory,
     /// What could not be seen of this server.

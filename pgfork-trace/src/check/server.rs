@@ -205,10 +205,11 @@ impl<'h> Server<'h> {
             .collect();
         let step = clients.len().div_ceil(SAMPLED).max(1);
         let mut walked = 0;
-        let mut sample = Vec::new();
+        let (mut sample, mut page_tables) = (Vec::new(), Vec::new());
         for seen in clients.iter().step_by(step) {
             let status = process::status(root, seen.pid).ok().flatten();
-            walked += status.and_then(|it| it.vm_rss_bytes).unwrap_or(0);
+            walked += status.as_ref().and_then(|it| it.vm_rss_bytes).unwrap_or(0);
+            page_tables.extend(status.and_then(|it| it.vm_pte_bytes));
             if walked > WALKED_BYTES && !sample.is_empty() {
                 break;
             }
@@ -229,22 +230,28 @@ impl<'h> Server<'h> {
             tasks: median(threads).unwrap_or(1).max(1),
             commit_bytes: median(sample.iter().map(|it| it.total_bytes)),
             private_bytes: median(sample.iter().map(|it| it.private_bytes)),
-            kernel_bytes: self.kernel_bytes(host),
+            kernel_bytes: self.kernel_bytes(host, median(page_tables.into_iter())),
         }
     }
 
     /// Kernel memory of the postmaster's own cgroup for each of its tasks.
-    fn kernel_bytes(&self, host: &Host) -> Option<u64> {
+    fn kernel_bytes(&self, host: &Host, page_tables: Option<u64>) -> Option<u64> {
         let chain = self.memory.as_ref()?;
         let level = chain.levels.first()?;
         let stat = cgroup::memory_stat(level, chain.version).ok().flatten();
-        let fixed = stat.map(|stat| stat.kernel_fixed).filter(|all| *all > 0);
-        let all = fixed.or(level.memory.kmem_current_bytes)?;
+        let fixed = stat.filter(|stat| stat.kernel_fixed() > 0);
+        let untold = match fixed {
+            Some(stat) if stat.kernel == 0 && !stat.has_page_tables => page_tables.unwrap_or(0),
+            _ => 0,
+        };
+        let all = fixed
+            .map(|stat| stat.kernel_fixed())
+            .or(level.memory.kmem_current_bytes)?;
         let same = self.pids.as_ref()?.levels.first()?;
         // Only where both controllers count the same processes.
         let tasks = same.pids.current.filter(|_| same.path == level.path)?;
         let own = host.own.pids_path.as_ref() == Some(&same.path);
-        Some(all / tasks.saturating_sub(u64::from(own)).max(1))
+        Some(all / tasks.saturating_sub(u64::from(own)).max(1) + untold)
     }
 
     /// Whether the OOM killer may end anything here; -1000 exempts (mm/oom_kill.c `oom_badness`).

@@ -6,7 +6,10 @@ use super::*;
 use crate::{
     host::fake::{FakeProcess, FakeRoot},
     output::{check_document, check_schema},
-    verdict::headroom::{Effect, Limit, Row},
+    verdict::{
+        findings::FindingId,
+        headroom::{Effect, Limit, Row},
+    },
 };
 
 const SMAPS: &str = "55d0-55d1 rw-p 0 00:00 0\nSize: 2048 kB\nPss: 600 kB\nPrivate_Clean: 0 kB\nPrivate_Dirty: 500 kB\n\
@@ -87,7 +90,7 @@ fn v2(fake: &FakeRoot) {
     fake.write(format!("{unit}/memory.swap.max"), "0\n");
     fake.write(
         format!("{unit}/memory.stat"),
-        "anon 20971520\nfile 52428800\nshmem 31457280\nkernel_stack 131072\npagetables 1441792\n",
+        "anon 20971520\nfile 52428800\nshmem 31457280\ninactive_file 20971520\nkernel_stack 131072\npagetables 1441792\n",
     );
     fake.write("sys/fs/cgroup/app.slice/pids.current", "20\n");
     fake.write("sys/fs/cgroup/app.slice/pids.max", "max\n");
@@ -361,6 +364,61 @@ fn what_already_happened_and_who_is_blamed_for_it() {
     ] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
+}
+
+#[test]
+fn where_limits_were_set_and_what_contradicts() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/app.slice/pg.service\n");
+    host(&fake);
+    v2(&fake);
+    fake.write("etc/passwd", "root:x:0:0:::\npostgres:x:26:26:::\n");
+    fake.write(
+        "etc/sysctl.d/50-a.conf",
+        "vm.overcommit_ratio = 80\nvm.overcommit_memory=2\n",
+    );
+    fake.write("etc/sysctl.d/40-b.conf", "vm.overcommit_memory=0\n");
+    fake.write(
+        "etc/systemd/system/pg.service",
+        "[Service]\nTasksMax=500\nMemoryMax=50%\n",
+    );
+    fake.write(
+        "etc/security/limits.conf",
+        "postgres hard nproc 99\nother hard nproc 1\n",
+    );
+    let found = look_at(&fake);
+    let ids: Vec<_> = found.findings.iter().map(|it| it.id).collect();
+    assert_eq!(
+        ids,
+        [
+            FindingId::StrictWithoutSwap,
+            FindingId::FewerTasksThanConnections,
+            FindingId::FewerTasksThanConnections,
+            FindingId::KernelDiffersFromFiles,
+            FindingId::KernelDiffersFromFiles,
+            FindingId::SettingsNewerThanServer,
+            FindingId::LimitsConfNotApplied,
+        ],
+        "{:#?}",
+        found.findings
+    );
+    let told: Vec<_> = found
+        .origins
+        .iter()
+        .map(|it| (it.key.as_str(), it.overridden, it.now.as_deref()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("vm.overcommit_memory", true, None),
+            ("vm.overcommit_ratio", false, Some("50")),
+            ("vm.overcommit_memory", false, None),
+            ("TasksMax", false, Some("17")),
+            ("MemoryMax", false, None),
+            ("nproc", false, None),
+            ("max_connections", false, None),
+        ]
+    );
 }
 
 /// Figures, printed: `cargo test -p pgfork-trace --release many_backends -- --ignored --nocapture`.

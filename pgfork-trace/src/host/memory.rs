@@ -24,6 +24,11 @@ pub struct MemInfo {
     pub committed_as_bytes: Option<u64>,
     /// `Hugetlb`: all huge pages of all sizes, which do not count towards the commit limit.
     pub hugetlb_bytes: Option<u64>,
+    /// `HugePages_Total`, `HugePages_Free`, `HugePages_Rsvd`: pages of the default size, those
+    /// that nobody has, and those among them that are promised.
+    pub huge_pages: [Option<u64>; 3],
+    /// `Hugepagesize`: the default size.
+    pub huge_page_bytes: Option<u64>,
 }
 
 /// Reads `/proc/meminfo`.
@@ -37,7 +42,20 @@ pub fn meminfo(root: &Root) -> Result<Option<MemInfo>, ReadError> {
         let Some((key, value)) = read::key_value(line) else {
             return Ok(());
         };
+        let counted = match key {
+            b"HugePages_Total" => Some(0),
+            b"HugePages_Free" => Some(1),
+            b"HugePages_Rsvd" => Some(2),
+            _ => None,
+        };
+        if let Some(at) = counted {
+            let pages = read::parse(value)
+                .ok_or_else(|| ReadError::parse(&path, number, "a number of pages", value))?;
+            info.huge_pages[at] = Some(pages);
+            return Ok(());
+        }
         let field = match key {
+            b"Hugepagesize" => &mut info.huge_page_bytes,
             b"MemTotal" => &mut info.mem_total_bytes,
             b"MemAvailable" => &mut info.mem_available_bytes,
             b"SwapTotal" => &mut info.swap_total_bytes,

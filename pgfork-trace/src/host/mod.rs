@@ -15,6 +15,7 @@
 
 pub mod census;
 pub mod cgroup;
+pub mod config;
 pub mod kmsg;
 pub mod memory;
 pub mod process;

@@ -7,7 +7,7 @@ use super::{
     units::{bytes, count, counted},
 };
 use crate::{
-    check::{Connections, LimitReport, Report, ServerReport, Tally},
+    check::{Connections, LimitReport, Origin, Report, ServerReport, Tally},
     verdict::headroom::{Effect, Limit, Place, Row, Unit},
 };
 
@@ -71,6 +71,14 @@ fn server(server: &ServerReport, style: Style) -> String {
     rows(&mut out, style, "clients", clients(&server.connections));
     let others = others(&server.connections);
     rows(&mut out, style, "others", others);
+    let wrong = server.findings.iter();
+    rows(
+        &mut out,
+        style,
+        "note",
+        wrong.map(|finding| sentence(&finding.text).into_owned()),
+    );
+    rows(&mut out, style, "set in", server.origins.iter().map(origin));
     let seen = check_history::server(&server.history);
     rows(&mut out, style, "has seen", seen);
     rows(
@@ -91,6 +99,31 @@ fn rows(out: &mut String, style: Style, label: &str, rows: impl IntoIterator<Ite
         *out += &format!("  {}{row}\n", style.label(&format!("{label:<10}")));
         label = "";
     }
+}
+
+fn origin(origin: &Origin) -> String {
+    let place = match origin.file.as_str() {
+        "" => "the command line".to_owned(),
+        file => format!("{}:{}", name(file), origin.line),
+    };
+    let target = match origin.target.as_str() {
+        "" => String::new(),
+        target => format!("{} ", name(target)),
+    };
+    let changed = origin
+        .modified
+        .as_ref()
+        .map_or_else(String::new, |time| format!(", changed {}", name(time)));
+    let state = match (&origin.now, origin.overridden) {
+        (Some(now), _) => format!("; NOW {}", name(now)),
+        (None, true) => "; overridden below".to_owned(),
+        (None, false) => String::new(),
+    };
+    format!(
+        "{target}{} = {}  {place}{changed}{state}",
+        name(&origin.key),
+        name(&origin.value)
+    )
 }
 
 fn who(server: &ServerReport) -> String {

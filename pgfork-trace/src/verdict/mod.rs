@@ -5,6 +5,7 @@ mod causes;
 mod decide;
 mod evidence;
 mod facts;
+pub mod findings;
 pub mod headroom;
 mod overcommit;
 mod privilege;

@@ -15,21 +15,36 @@ pub struct MemoryStat {
     pub shmem: u64,
     /// Pages under writeback or dirty: to be written before they can be dropped.
     pub dirty: u64,
+    /// File pages that have not been used for a while (`inactive_file`, v1 `total_inactive_file`).
+    pub inactive_file: u64,
     /// Kernel objects that can be dropped (`slab_reclaimable`).
     pub slab_reclaimable: u64,
-    /// Kernel memory that cannot: stacks, page tables, per-CPU data, other objects, sockets.
-    pub kernel_fixed: u64,
+    /// All kernel memory (`kernel`, since 5.18).
+    pub kernel: u64,
+    /// Kernel memory by kind that cannot be dropped: stacks, page tables, per-CPU data, other objects.
+    pub kernel_kinds: u64,
+    /// Page tables are told; 5.10 does not.
+    pub has_page_tables: bool,
 }
 
 impl MemoryStat {
-    /// Memory that the kernel takes back before it refuses or kills: clean file pages and droppable
-    /// kernel objects (`try_to_free_mem_cgroup_pages`, mm/vmscan.c). An upper bound: pages in use
-    /// may stay.
+    /// Memory that the kernel takes back for certain before it refuses or kills: file pages not in
+    /// use and droppable kernel objects (`try_to_free_mem_cgroup_pages`, mm/vmscan.c). Pages in use,
+    /// of programs for one, come back as soon as they are dropped.
     #[must_use]
     pub fn reclaimable(&self) -> u64 {
-        self.file
-            .saturating_sub(self.shmem)
+        self.inactive_file
+            .min(self.file.saturating_sub(self.shmem))
             .saturating_add(self.slab_reclaimable)
+    }
+
+    /// Kernel memory that ends only with the processes it is for.
+    #[must_use]
+    pub fn kernel_fixed(&self) -> u64 {
+        match self.kernel {
+            0 => self.kernel_kinds,
+            all => all.saturating_sub(self.slab_reclaimable),
+        }
     }
 }
 
@@ -51,6 +66,7 @@ pub fn memory_stat(level: &Level, version: Version) -> Result<Option<MemoryStat>
         let value: u64 =
             read::parse(value).ok_or_else(|| ReadError::parse(&path, number, "a number", line))?;
         *field = field.saturating_add(value);
+        stat.has_page_tables |= name == b"pagetables";
         Ok(())
     })?;
     Ok(read.map(|()| stat))
@@ -65,10 +81,13 @@ impl MemoryStat {
             (Version::V2, b"file_dirty" | b"file_writeback")
             | (Version::V1, b"total_dirty" | b"total_writeback") => &mut self.dirty,
             (Version::V2, b"slab_reclaimable") => &mut self.slab_reclaimable,
-            (
-                Version::V2,
-                b"kernel_stack" | b"pagetables" | b"percpu" | b"slab_unreclaimable" | b"sock",
-            ) => &mut self.kernel_fixed,
+            (Version::V2, b"inactive_file") | (Version::V1, b"total_inactive_file") => {
+                &mut self.inactive_file
+            }
+            (Version::V2, b"kernel") => &mut self.kernel,
+            (Version::V2, b"kernel_stack" | b"pagetables" | b"percpu" | b"slab_unreclaimable") => {
+                &mut self.kernel_kinds
+            }
             _ => return None,
         })
     }
@@ -97,11 +116,11 @@ mod tests {
         assert_eq!(memory_stat(&level, Version::V2).unwrap(), None);
         fake.write(
             "a/memory.stat",
-            "anon 100\nfile 50\nshmem 20\nkernel_stack 3\npagetables 4\nslab_reclaimable 7\nslab_unreclaimable 5\nsock 0\n",
+            "anon 100\nfile 50\nshmem 20\nkernel_stack 3\npagetables 4\nslab_reclaimable 7\nslab_unreclaimable 5\ninactive_file 25\n",
         );
         let stat = memory_stat(&level, Version::V2).unwrap().unwrap();
-        assert_eq!((stat.anon, stat.kernel_fixed), (100, 12));
-        assert_eq!(stat.reclaimable(), 37);
+        assert_eq!((stat.anon, stat.kernel_fixed()), (100, 12));
+        assert_eq!(stat.reclaimable(), 32);
         fake.write(
             "a/memory.stat",
             "cache 1\ntotal_cache 50\ntotal_shmem 60\ntotal_rss 9\n",

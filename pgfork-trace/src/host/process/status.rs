@@ -56,6 +56,8 @@ pub struct Status {
     pub vm_rss_bytes: Option<u64>,
     /// `VmData`: private writable memory, in bytes; what `RLIMIT_DATA` counts.
     pub vm_data_bytes: Option<u64>,
+    /// `VmPTE`: page tables, in bytes.
+    pub vm_pte_bytes: Option<u64>,
     /// `VmStk`: stack, in bytes.
     pub vm_stack_bytes: Option<u64>,
 }
@@ -126,6 +128,7 @@ impl Status {
             b"VmSize" => self.vm_size_bytes = Some(read::kilobytes(value).ok_or(SIZE)?),
             b"VmRSS" => self.vm_rss_bytes = Some(read::kilobytes(value).ok_or(SIZE)?),
             b"VmData" => self.vm_data_bytes = Some(read::kilobytes(value).ok_or(SIZE)?),
+            b"VmPTE" => self.vm_pte_bytes = Some(read::kilobytes(value).ok_or(SIZE)?),
             b"VmStk" => self.vm_stack_bytes = Some(read::kilobytes(value).ok_or(SIZE)?),
             _ => {}
         }

@@ -1,0 +1,335 @@
+//! Settings that contradict each other, or what the files say. Pure.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{
+    MemoryFacts, OvercommitSettings,
+    headroom::{HeadroomFacts, Limit, Row},
+};
+use crate::output::units::{bytes, count};
+
+/// What is wrong, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingId {
+    /// Strict overcommit, no swap, and a limit below RAM.
+    StrictWithoutSwap,
+    /// Huge pages are set aside and not used; they lower the commit limit.
+    HugePagesUnused,
+    /// The pool of huge pages cannot hold shared_buffers.
+    HugePagesTooFew,
+    /// A limit allows fewer tasks than the server's settings.
+    FewerTasksThanConnections,
+    /// Nothing of the server can be killed: at a memory limit forks are refused.
+    NothingKillable,
+    /// The postmaster is as likely to be killed as its backends.
+    PostmasterKillable,
+    /// The kernel has another value than the files.
+    KernelDiffersFromFiles,
+    /// A file was changed after the server started: its max_connections may not be in force.
+    SettingsNewerThanServer,
+    /// work_mem of all connections together is more than the host has.
+    WorkMemExceedsMemory,
+    /// vm.max_map_count is below the kernel's default.
+    LowMaxMapCount,
+    /// limits.conf sets a limit for this user that does not apply to services.
+    LimitsConfNotApplied,
+}
+
+/// One contradiction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Finding {
+    /// Which.
+    pub id: FindingId,
+    /// What it is and what follows, with numbers.
+    pub text: String,
+}
+
+/// What a file sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSetting {
+    /// `vm.overcommit_ratio`, `TasksMax`, `nproc`.
+    pub key: String,
+    /// As written.
+    pub value: String,
+    /// `/etc/sysctl.d/x.conf:3`.
+    pub place: String,
+    /// What the kernel has now, where that can be compared.
+    pub now: Option<String>,
+}
+
+/// Everything that findings are made from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FindingFacts {
+    /// As for the rows.
+    pub headroom: HeadroomFacts,
+    /// PostgreSQL: most processes at one time, by the settings: connections, workers, senders, helpers.
+    pub most_tasks: Option<u64>,
+    /// max_connections.
+    pub max_connections: Option<u64>,
+    /// `shared_buffers`, bytes.
+    pub shared_buffers: Option<u64>,
+    /// `huge_pages`: on, off, try.
+    pub huge_pages: Option<String>,
+    /// `work_mem`, bytes.
+    pub work_mem: Option<u64>,
+    /// Huge pages of the default size: all, free, reserved; and their size in bytes.
+    pub huge: Option<(u64, u64, u64, u64)>,
+    /// oom_score_adj of the postmaster, and the highest of its children.
+    pub oom_score_adj: (Option<i32>, Option<i32>),
+    /// `vm.max_map_count`.
+    pub max_map_count: Option<u64>,
+    /// The file that sets max_connections is newer than the server.
+    pub newer_settings: Option<String>,
+    /// Winning lines of sysctl.d.
+    pub sysctls: Vec<FileSetting>,
+    /// Winning lines of units.
+    pub units: Vec<FileSetting>,
+    /// Lines of limits.conf for this user.
+    pub user_limits: Vec<FileSetting>,
+    /// The server is a systemd service, which pam_limits does not touch.
+    pub is_service: bool,
+}
+
+/// The default of vm.max_map_count (`DEFAULT_MAX_MAP_COUNT`, include/linux/mm.h).
+const DEFAULT_MAX_MAP_COUNT: u64 = 65530;
+
+/// All findings, what ends in refused forks first.
+#[must_use]
+pub fn findings(facts: &FindingFacts, rows: &[Row]) -> Vec<Finding> {
+    let mut all = Vec::new();
+    let mut say = |id, text: Option<String>| all.extend(text.map(|text| Finding { id, text }));
+    let host = &facts.headroom.host;
+    if let (Some(memory), Some(settings)) = (&host.memory, &host.overcommit) {
+        say(FindingId::StrictWithoutSwap, strict(memory, *settings));
+    }
+    for row in rows {
+        say(FindingId::FewerTasksThanConnections, too_few(facts, row));
+    }
+    let (own, children) = facts.oom_score_adj;
+    say(FindingId::NothingKillable, nothing_killable(facts));
+    say(
+        FindingId::PostmasterKillable,
+        own.zip(children).filter(|(own, children)| own >= children).filter(|(own, _)| *own > -1000).map(|(own, children)| {
+            format!("oom_score_adj is {own} for the postmaster and {children} for its children: the OOM killer may end the postmaster first, and all connections with it; OOMScoreAdjust=-900 in the unit, PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj for the children")
+        }),
+    );
+    say(FindingId::HugePagesUnused, huge_unused(facts));
+    say(FindingId::HugePagesTooFew, huge_too_few(facts));
+    for setting in facts.sysctls.iter().chain(&facts.units) {
+        say(FindingId::KernelDiffersFromFiles, differs(setting));
+    }
+    say(
+        FindingId::SettingsNewerThanServer,
+        facts.newer_settings.as_ref().map(|file| {
+            format!("{file} was changed after the server started: max_connections in it may not be in force yet")
+        }),
+    );
+    say(FindingId::WorkMemExceedsMemory, work_mem(facts));
+    say(
+        FindingId::LowMaxMapCount,
+        facts.max_map_count.filter(|it| *it < DEFAULT_MAX_MAP_COUNT).map(|it| {
+            format!("vm.max_map_count = {it} is below the default of {DEFAULT_MAX_MAP_COUNT}: backends with many mappings get \"out of memory\"; a fork is not refused by it")
+        }),
+    );
+    for setting in facts.user_limits.iter().filter(|_| facts.is_service) {
+        say(
+            FindingId::LimitsConfNotApplied,
+            Some(format!(
+                "{} {} ({}) does not apply to this server: pam_limits acts at logins, services have LimitNPROC=",
+                setting.key, setting.value, setting.place
+            )),
+        );
+    }
+    all
+}
+
+fn strict(memory: &MemoryFacts, settings: OvercommitSettings) -> Option<String> {
+    let low =
+        settings.mode == 2 && memory.swap_total == 0 && memory.commit_limit < memory.mem_total;
+    low.then(|| {
+        format!(
+            "vm.overcommit_memory = 2 without swap: only {} may be promised of {} of RAM (vm.overcommit_ratio = {}{}); the rest can hold file cache, but no process",
+            bytes(memory.commit_limit),
+            bytes(memory.mem_total),
+            settings.ratio,
+            match settings.kbytes {
+                0 => String::new(),
+                kbytes => format!(", overridden by vm.overcommit_kbytes = {kbytes}"),
+            }
+        )
+    })
+}
+
+/// The server alone could fill the limit, whatever else counts towards it.
+fn too_few(facts: &FindingFacts, row: &Row) -> Option<String> {
+    let counts_tasks = matches!(
+        row.limit,
+        Limit::PidsCgroupMax | Limit::RlimitNproc | Limit::ThreadsMax | Limit::PidSpaceExhausted
+    );
+    let most = facts.most_tasks.filter(|_| counts_tasks)?;
+    let max = row.max.filter(|max| *max < most)?;
+    let place = match &row.place {
+        super::headroom::Place::Cgroup { path, .. } => format!(" of {path}"),
+        _ => String::new(),
+    };
+    Some(format!(
+        "{}{place} allows {} tasks, but by its settings this server may run {}: max_connections {}, workers, senders, and its own processes",
+        row.limit.id(),
+        count(max),
+        count(most),
+        facts
+            .max_connections
+            .map_or_else(|| "unknown".to_owned(), count)
+    ))
+}
+
+fn nothing_killable(facts: &FindingFacts) -> Option<String> {
+    (facts.headroom.killable == Some(false)).then(|| {
+        "oom_score_adj is -1000 for the postmaster and all its children: at a memory limit nothing can be killed, and forks are refused instead; start with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj and PG_OOM_ADJUST_VALUE=0".to_owned()
+    })
+}
+
+fn huge_unused(facts: &FindingFacts) -> Option<String> {
+    let (all, free, reserved, size) = facts.huge?;
+    let unused = free.saturating_sub(reserved).saturating_mul(size);
+    let strict = facts
+        .headroom
+        .host
+        .overcommit
+        .is_some_and(|it| it.mode == 2);
+    // A few pages more than needed are no waste worth a word.
+    (all > 0 && unused > all.saturating_mul(size) / 10).then(|| {
+        format!(
+            "{} of {} in huge pages are set aside and not used{}; sysctl vm.nr_hugepages={} frees them",
+            bytes(unused),
+            bytes(all.saturating_mul(size)),
+            if strict { ", and do not count towards the commit limit" } else { "" },
+            all - free.saturating_sub(reserved).min(all)
+        )
+    })
+}
+
+fn huge_too_few(facts: &FindingFacts) -> Option<String> {
+    let (all, _, _, size) = facts.huge.filter(|(all, ..)| *all > 0)?;
+    let buffers = facts.shared_buffers?;
+    let wanted = facts.huge_pages.as_deref() != Some("off");
+    (wanted && all.saturating_mul(size) < buffers).then(|| {
+        format!(
+            "the pool of huge pages ({}) cannot hold shared_buffers ({}): with huge_pages = try the server goes without and the pool lies idle, with on it does not start",
+            bytes(all.saturating_mul(size)),
+            bytes(buffers)
+        )
+    })
+}
+
+fn differs(setting: &FileSetting) -> Option<String> {
+    let now = setting.now.as_ref()?;
+    (*now != setting.value).then(|| {
+        format!(
+            "{} = {} now, but {} in {}: changed by hand, or not applied yet",
+            setting.key, now, setting.value, setting.place
+        )
+    })
+}
+
+fn work_mem(facts: &FindingFacts) -> Option<String> {
+    let memory = facts.headroom.host.memory?;
+    let (each, most) = facts.work_mem.zip(facts.max_connections)?;
+    let total = each.saturating_mul(most);
+    (total > memory.mem_total).then(|| {
+        format!(
+            "work_mem {} for each of {} connections is {}, more than the {} of RAM; one query may use it several times",
+            bytes(each),
+            count(most),
+            bytes(total),
+            bytes(memory.mem_total)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::headroom::{Slots, headroom};
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn ids(facts: &FindingFacts) -> Vec<FindingId> {
+        let rows = headroom(&facts.headroom);
+        findings(facts, &rows).iter().map(|it| it.id).collect()
+    }
+
+    #[test]
+    fn nothing_is_found_where_nothing_is_known() {
+        assert_eq!(ids(&FindingFacts::default()), []);
+    }
+
+    #[test]
+    fn contradictions() {
+        let mut facts = FindingFacts {
+            most_tasks: Some(130),
+            max_connections: Some(100),
+            shared_buffers: Some(2 * GIB),
+            huge_pages: Some("try".to_owned()),
+            work_mem: Some(GIB),
+            huge: Some((512, 512, 0, 2 << 20)),
+            oom_score_adj: (Some(-1000), Some(-1000)),
+            max_map_count: Some(1000),
+            is_service: true,
+            ..FindingFacts::default()
+        };
+        facts.headroom.killable = Some(false);
+        facts.headroom.host.page_size = 4096;
+        facts.headroom.host.threads = Some((50, 120));
+        facts.headroom.slots = Some(Slots {
+            used: 1,
+            max: 100,
+            reserved: 3,
+        });
+        facts.headroom.host.overcommit = Some(OvercommitSettings {
+            mode: 2,
+            ratio: 50,
+            ..OvercommitSettings::default()
+        });
+        facts.headroom.host.memory = Some(MemoryFacts {
+            mem_total: 8 * GIB,
+            commit_limit: 4 * GIB,
+            ..MemoryFacts::default()
+        });
+        let line = |now: &str| FileSetting {
+            key: "vm.overcommit_ratio".to_owned(),
+            value: "80".to_owned(),
+            place: "/etc/sysctl.d/x.conf:1".to_owned(),
+            now: Some(now.to_owned()),
+        };
+        facts.sysctls = vec![line("50"), line("80")];
+        facts.user_limits = vec![line("")];
+        assert_eq!(
+            ids(&facts),
+            [
+                FindingId::StrictWithoutSwap,
+                FindingId::FewerTasksThanConnections,
+                FindingId::NothingKillable,
+                FindingId::HugePagesUnused,
+                FindingId::HugePagesTooFew,
+                FindingId::KernelDiffersFromFiles,
+                FindingId::WorkMemExceedsMemory,
+                FindingId::LowMaxMapCount,
+                FindingId::LimitsConfNotApplied,
+            ]
+        );
+    }
+
+    #[test]
+    fn a_postmaster_that_is_killed_first() {
+        let mut facts = FindingFacts {
+            oom_score_adj: (Some(0), Some(0)),
+            ..FindingFacts::default()
+        };
+        assert_eq!(ids(&facts), [FindingId::PostmasterKillable]);
+        facts.oom_score_adj = (Some(-900), Some(0));
+        assert_eq!(ids(&facts), []);
+    }
+}
