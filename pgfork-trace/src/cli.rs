@@ -137,6 +137,12 @@ struct CheckFlags {
     /// A limit is close when at most this much of it is left
     #[arg(long, value_name = "PERCENT", default_value_t = Near::default().percent, value_parser = clap::value_parser!(u64).range(0..=100))]
     near_percent: u64,
+    /// Look again after each pause until Ctrl-C: 2, 2s, 5m; says how limits move. With --json, one document a line
+    #[arg(long, value_name = "PAUSE", value_parser = parse_duration)]
+    watch: Option<Duration>,
+    /// Also write metrics for node-exporter's textfile collector to FILE, replacing it in one step
+    #[arg(long, value_name = "FILE")]
+    prometheus: Option<PathBuf>,
 }
 
 impl CheckFlags {
@@ -151,6 +157,8 @@ impl CheckFlags {
                 backends: self.near_backends,
                 percent: self.near_percent,
             },
+            watch: self.watch,
+            prometheus: self.prometheus,
         }
     }
 }
@@ -200,6 +208,10 @@ pub struct CheckPlan {
     pub filter: Filter,
     /// When a limit counts as close.
     pub near: Near,
+    /// Look again after this pause, until interrupted.
+    pub watch: Option<Duration>,
+    /// Also write metrics here.
+    pub prometheus: Option<PathBuf>,
 }
 
 /// How to watch.

@@ -226,11 +226,22 @@ fn check_has_thresholds_and_servers() {
     assert_eq!(check.filter.ports, [5432, 5433]);
     assert_eq!((check.near.backends, check.near.percent), (5, 0));
     assert!(plan.output.json && plan.output.quiet == 1);
+    let Command::Check(check) =
+        self::plan(&["check", "--watch", "2s", "--prometheus", "x.prom"]).command
+    else {
+        panic!("check expected")
+    };
+    assert_eq!(check.watch, Some(Duration::from_secs(2)));
+    assert_eq!(
+        check.prometheus.as_deref(),
+        Some(std::path::Path::new("x.prom"))
+    );
     for odd in [
         &["check", "--near-percent", "101"][..],
         &["check", "--until", "3"],
         &["--until", "3", "check"],
         &["check", "--pid", "0"],
+        &["check", "--watch", "0"],
     ] {
         assert_eq!(refused(odd).exit_code(), 2, "{odd:?}");
     }

@@ -10,10 +10,11 @@ mod server;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{io::Write as _, time::Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 
 pub use connections::{Connections, Tally};
@@ -21,13 +22,13 @@ pub use history::{
     HostHistory, KernelEvent, LogEvents, MemoryEvents, PidsEvents, Pressure, ServerHistory,
 };
 pub use origins::Origin;
-pub use report::{LimitReport, Report, SCHEMA, ServerReport};
+pub use report::{LimitReport, Report, SCHEMA, ServerReport, Trend};
 
 use crate::{
     cli::CheckPlan,
     gather::text,
     host::Root,
-    output::{OutputOptions, Surroundings, check_document, check_text},
+    output::{OutputOptions, Surroundings, check_document, check_text, write_metrics},
     postgres::{Filter, Postmaster, Target, Why, discover, select},
     verdict::{
         findings::findings,
@@ -37,23 +38,63 @@ use crate::{
 use host::Host;
 use server::Server;
 
-/// Looks, and writes what there is to say; nothing with `-q`. Limits that are close or reached.
+/// Looks, once or again and again, and writes what there is to say; nothing with `-q`. Limits that
+/// are close or reached.
 ///
 /// # Errors
-/// As [`look`], or when the output is gone.
+/// As [`look`], or when the output is gone. While watching, only the latter ends it.
 pub fn run(plan: &CheckPlan, output: &OutputOptions) -> Result<u64> {
-    let report = look(&Root::default(), &plan.filter, plan.near)?;
-    if output.quiet == 0 {
-        let mut out = std::io::stdout().lock();
-        if output.json {
-            out.write_all(&check_document(&report))?;
-        } else {
-            let text = check_text(&report, output, &Surroundings::read());
-            out.write_all(text.as_bytes())?;
+    let root = Root::default();
+    let around = Surroundings::read();
+    let mut before: Option<(Instant, Report)> = None;
+    loop {
+        let now = Instant::now();
+        let mut report = match look(&root, &plan.filter, plan.near) {
+            Ok(report) => report,
+            Err(error) if before.is_some() => {
+                // A restart of the server, for one.
+                writeln!(std::io::stderr(), "pgfork-trace: {error:#}")?;
+                std::thread::sleep(plan.watch.unwrap_or_default());
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some((then, before)) = &before {
+            watch::add_trends(&mut report, before, now.duration_since(*then));
         }
-        out.flush()?;
+        if let Some(path) = &plan.prometheus {
+            write_metrics(&report, path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        write(&report, plan.watch.is_some(), output, &around)?;
+        let Some(pause) = plan.watch else {
+            return Ok(report.near);
+        };
+        before = Some((now, report));
+        std::thread::sleep(pause);
     }
-    Ok(report.near)
+}
+
+fn write(
+    report: &Report,
+    again: bool,
+    output: &OutputOptions,
+    around: &Surroundings,
+) -> Result<()> {
+    if output.quiet > 0 {
+        return Ok(());
+    }
+    let mut out = std::io::stdout().lock();
+    if output.json {
+        out.write_all(&check_document(report))?;
+    } else {
+        if again && around.stdout_terminal {
+            // Home, and clear what is below.
+            out.write_all(b"\x1b[H\x1b[J")?;
+        }
+        out.write_all(check_text(report, output, around).as_bytes())?;
+    }
+    Ok(out.flush()?)
 }
 
 /// Looks once.

@@ -92,6 +92,21 @@ pub struct LimitReport {
     pub row: Row,
     /// Close or reached, by the thresholds asked for.
     pub near: bool,
+    /// With `--watch`: how it moved since the look before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trend: Option<Trend>,
+}
+
+/// How a limit moved between two looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Trend {
+    /// Change of what is used, in the limit's unit.
+    pub used_change: i64,
+    /// Over this time, in milliseconds.
+    pub over_ms: u64,
+    /// At this rate nothing is left after so many seconds; absent when it does not grow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_in_s: Option<u64>,
 }
 
 impl LimitReport {
@@ -99,6 +114,7 @@ impl LimitReport {
         Self {
             near: row.is_near(near),
             row,
+            trend: None,
         }
     }
 }

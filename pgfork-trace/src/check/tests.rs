@@ -421,6 +421,49 @@ fn where_limits_were_set_and_what_contradicts() {
     );
 }
 
+#[test]
+fn limits_that_move_say_when_they_are_full() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/app.slice/pg.service\n");
+    host(&fake);
+    v2(&fake);
+    let first = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+    fake.write("sys/fs/cgroup/app.slice/pg.service/pids.current", "14\n");
+    let mut second = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+    watch::add_trends(&mut second, &first, std::time::Duration::from_secs(4));
+    let limit = &second.servers[0].limits[0];
+    assert_eq!(
+        limit.trend,
+        Some(Trend {
+            used_change: 2,
+            over_ms: 4000,
+            full_in_s: Some(6)
+        })
+    );
+    let text = text_of(&second);
+    assert!(text.contains(", +2 tasks in 4.0 s, full in 6 s"), "{text}");
+}
+
+#[test]
+fn metrics_replace_a_file_in_one_step() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/a\"b\\\n");
+    host(&fake);
+    fake.write("proc/self/mountinfo", V2);
+    fake.write("sys/fs/cgroup/a\"b\\/pids.current", "3\n");
+    fake.write("sys/fs/cgroup/a\"b\\/pids.max", "10\n");
+    let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+    let path = fake.path("metrics/pgfork.prom");
+    assert!(write_metrics(&report, &path).is_err());
+    fake.write("metrics/pgfork.prom", "old");
+    write_metrics(&report, &path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let line = r#"pgfork_limit_backends{port="5432",data_dir="/data",limit="pids_cgroup_max",place="/a\"b\\ pids.max"} 7"#;
+    assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    let left = std::fs::read_dir(fake.path("metrics")).unwrap().count();
+    assert_eq!(left, 1);
+}
+
 /// Figures, printed: `cargo test -p pgfork-trace --release many_backends -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement: prints time and memory, decides nothing by them"]

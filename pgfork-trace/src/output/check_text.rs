@@ -4,10 +4,10 @@ use super::{
     OutputOptions, Surroundings, check_history,
     escape::{name, sentence},
     text::Style,
-    units::{bytes, count, counted},
+    units::{bytes, count, counted, long_time},
 };
 use crate::{
-    check::{Connections, LimitReport, Origin, Report, ServerReport, Tally},
+    check::{Connections, LimitReport, Origin, Report, ServerReport, Tally, Trend},
     verdict::headroom::{Effect, Limit, Place, Row, Unit},
 };
 
@@ -222,12 +222,35 @@ fn limit(limit: &LimitReport, style: Style) -> String {
         (false, Effect::Slows) => style.doubt(&bar),
         (false, _) => style.good(&bar),
     };
+    let trend = limit
+        .trend
+        .map_or_else(String::new, |trend| moved(trend, row.unit));
     let near = if limit.near { "  CLOSE" } else { "" };
     format!(
-        "{:<23} {bar} {numbers:>24}  {room:<22}  {}{}",
+        "{:<23} {bar} {numbers:>24}  {room:<22}  {}{trend}{}",
         row.limit.id(),
         place(row),
         style.alarm(near)
+    )
+}
+
+/// `, +12 tasks in 2.0 s, full in 40 s`.
+fn moved(trend: Trend, unit: Unit) -> String {
+    if trend.used_change == 0 {
+        return String::new();
+    }
+    let sign = if trend.used_change > 0 { '+' } else { '-' };
+    let full = trend.full_in_s.map_or_else(String::new, |seconds| {
+        format!(
+            ", full in {}",
+            long_time(seconds.saturating_mul(1_000_000_000))
+        )
+    });
+    format!(
+        ", {sign}{} in {}.{} s{full}",
+        amount(trend.used_change.unsigned_abs(), unit),
+        trend.over_ms / 1000,
+        trend.over_ms % 1000 / 100
     )
 }
 
@@ -315,8 +338,8 @@ fn clients(found: &Connections) -> Vec<String> {
     if let (Some(oldest), Some(median)) = (found.oldest_s, found.median_age_s) {
         out.push(format!(
             "connected for: oldest {}, median {}",
-            super::units::long_time(oldest.saturating_mul(1_000_000_000)),
-            super::units::long_time(median.saturating_mul(1_000_000_000))
+            long_time(oldest.saturating_mul(1_000_000_000)),
+            long_time(median.saturating_mul(1_000_000_000))
         ));
     }
     for (label, tallies) in [

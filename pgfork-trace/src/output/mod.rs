@@ -6,6 +6,7 @@
 
 mod check_history;
 mod check_json;
+mod check_prometheus;
 mod check_text;
 pub mod escape;
 mod file;
@@ -20,6 +21,7 @@ mod text;
 pub mod units;
 
 pub use check_json::{check_document, check_schema};
+pub use check_prometheus::{check_metrics, write_metrics};
 pub use check_text::check_text;
 pub use file::OpenError;
 pub use json::schema;

@@ -1,0 +1,143 @@
+//! `check` for the textfile collector of Prometheus' node exporter.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use super::escape::name;
+use crate::{
+    check::{Report, ServerReport},
+    verdict::headroom::{Place, Row},
+};
+
+type Value = fn(&Row) -> Option<u64>;
+
+const LIMITS: [(&str, &str, Value); 3] = [
+    (
+        "pgfork_limit_used",
+        "In use under a limit that can refuse a fork, in its own unit.",
+        |row| Some(row.used),
+    ),
+    (
+        "pgfork_limit_max",
+        "The limit, in the same unit; absent without a limit.",
+        |row| row.max,
+    ),
+    (
+        "pgfork_limit_backends",
+        "More backends like those that run until the first is refused.",
+        |row| row.backends,
+    ),
+];
+
+/// The file's content.
+#[must_use]
+pub fn check_metrics(report: &Report) -> String {
+    let mut out = String::new();
+    for (metric, help, value) in LIMITS {
+        head(&mut out, metric, help);
+        for server in &report.servers {
+            for limit in &server.limits {
+                if let Some(value) = value(&limit.row) {
+                    let labels = labels(server, &limit.row);
+                    line(&mut out, metric, &labels, value);
+                }
+            }
+        }
+    }
+    head(
+        &mut out,
+        "pgfork_connections",
+        "Connections by state, from process titles.",
+    );
+    for server in &report.servers {
+        let found = &server.connections;
+        let told = found.idle + found.idle_in_transaction + found.waiting + found.starting;
+        for (state, number) in [
+            ("idle", found.idle),
+            ("idle in transaction", found.idle_in_transaction),
+            ("waiting", found.waiting),
+            ("starting", found.starting),
+            ("other", found.clients.saturating_sub(told)),
+        ] {
+            let labels = format!("{},state=\"{state}\"", whose(server));
+            line(&mut out, "pgfork_connections", &labels, number);
+        }
+    }
+    head(
+        &mut out,
+        "pgfork_limits_near",
+        "Limits that are close or reached.",
+    );
+    line(&mut out, "pgfork_limits_near", "", report.near);
+    out
+}
+
+/// Writes the file in one step: a reader sees the former one or this one, whole.
+///
+/// # Errors
+/// When the directory cannot be written to.
+pub fn write_metrics(report: &Report, path: &Path) -> io::Result<()> {
+    // node-exporter takes *.prom only: the name for the moment must not end so.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = Path::new(&temporary);
+    let write = || {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(temporary)?;
+        file.write_all(check_metrics(report).as_bytes())?;
+        fs::rename(temporary, path)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(temporary);
+    })
+}
+
+fn head(out: &mut String, metric: &str, help: &str) {
+    // A String takes everything.
+    let _ = writeln!(out, "# HELP {metric} {help}\n# TYPE {metric} gauge");
+}
+
+fn line(out: &mut String, metric: &str, labels: &str, value: u64) {
+    let _ = match labels {
+        "" => writeln!(out, "{metric} {value}"),
+        labels => writeln!(out, "{metric}{{{labels}}} {value}"),
+    };
+}
+
+fn whose(server: &ServerReport) -> String {
+    format!(
+        "port=\"{}\",data_dir=\"{}\"",
+        server
+            .port
+            .map_or_else(String::new, |port| port.to_string()),
+        quoted(&server.data_dir)
+    )
+}
+
+fn labels(server: &ServerReport, row: &Row) -> String {
+    let place = match &row.place {
+        Place::Host => "host".to_owned(),
+        Place::Server => "server".to_owned(),
+        Place::User { uid } => format!("uid {uid}"),
+        Place::Cgroup { path, property, .. } => quoted(&format!("{path} {property}")),
+    };
+    format!(
+        "{},limit=\"{}\",place=\"{place}\"",
+        whose(server),
+        row.limit.id()
+    )
+}
+
+/// Without control characters; backslash and quote escaped as the format asks.
+fn quoted(text: &str) -> String {
+    name(text).replace('\\', "\\\\").replace('"', "\\\"")
+}
