@@ -7,7 +7,9 @@
 //! [LIMIT...]` compares what `check` predicts with what then happens.
 #![expect(clippy::print_stdout, reason = "the report of a test program")]
 
+mod bench;
 mod demo;
+mod forker;
 mod headroom;
 mod limits;
 mod scenarios;
@@ -22,39 +24,24 @@ use server::Server;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [word, what] = arguments.as_slice()
-        && ["hog", "demo"].contains(&word.as_str())
-    {
-        let outcome = if word == "hog" {
-            limits::hog(what)
-        } else {
-            demo::run(what)
-        };
-        return match outcome {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                println!("{error:#}");
-                ExitCode::FAILURE
-            }
-        };
-    }
-    if let [word, names @ ..] = arguments.as_slice()
-        && word == "headroom"
-    {
-        return match headroom::run(names) {
-            Ok(0) => ExitCode::SUCCESS,
-            Ok(_) => ExitCode::FAILURE,
-            Err(error) => {
-                println!("headroom ... FAILED: {error:#}");
-                ExitCode::FAILURE
-            }
-        };
-    }
-    let (methods, names) = match arguments.as_slice() {
-        [flag, methods, names @ ..] if flag == "--methods" => (methods.clone(), names),
-        names => ("auto".to_owned(), names),
+    let (word, rest) = match arguments.split_first() {
+        Some((word, rest)) => (word.as_str(), rest),
+        None => ("", [].as_slice()),
     };
-    match run(&methods.split(',').collect::<Vec<_>>(), names) {
+    let first = rest.first().map_or("", String::as_str);
+    let failed = match word {
+        "hog" => limits::hog(first).map(|()| 0),
+        "forker" => forker::run().map(|()| 0),
+        "demo" => demo::run(first).map(|()| 0),
+        "headroom" => headroom::run(rest),
+        "bench" => bench::run(rest),
+        "--methods" => run(
+            &first.split(',').collect::<Vec<_>>(),
+            rest.get(1..).unwrap_or_default(),
+        ),
+        _ => run(&["auto"], &arguments),
+    };
+    match failed {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {

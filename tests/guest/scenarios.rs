@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
+    forker::Forker,
     limits::{self, Cgroups, Hog, Restored, meminfo, number, pids_events, set_sysctl, sysctl},
     server::{RunningClient, Server, wait_for},
     tracer::{Said, Tracer},
@@ -44,6 +45,7 @@ pub(crate) const ALL: &[Scenario] = &[
     usual("commit_limit_kbytes", commit_limit_kbytes),
     usual("other_refusal", other_refusal),
     usual("storm", storm),
+    usual("signals", signals),
     usual("restart", restart),
     Scenario {
         name: "tasks_max",
@@ -523,6 +525,30 @@ fn storm(server: &mut Server, method: &str) -> Result<()> {
         "the others are folded: {}",
         said.text
     );
+    Ok(())
+}
+
+/// A process that is no postmaster forks under a storm of signals: the kernel restarts some
+/// forks (-ERESTARTNOINTR), and refuses none.
+fn signals(_: &mut Server, method: &str) -> Result<()> {
+    let mut forker = Forker::start()?;
+    if method == "tracepoint" {
+        // This program is static: it has no C library whose fork could be watched, and that is said.
+        let pid = forker.pid().to_string();
+        let error = Tracer::start("signals", method, &["--pid", &pid]).err();
+        let text = error.context("it was watched")?.to_string();
+        ensure!(text.contains("no C library is mapped"), "{text}");
+        return Ok(());
+    }
+    let tracer = Tracer::start("signals", method, &["--pid", &forker.pid().to_string()])?;
+    forker.fork_now()?;
+    let said = tracer.stop()?;
+    expect_eq!(said.of("refusal").len(), 0, "refusals");
+    expect_eq!(said.status, 0, "exit status");
+    let totals = said.only("totals")?;
+    expect_eq!(totals["forks"], Forker::FORKS, "forks");
+    expect_eq!(totals["postmaster"]["kind"], "process", "kind");
+    expect_eq!(said.only("end")?["accounted"], true, "accounted");
     Ok(())
 }
 

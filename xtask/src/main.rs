@@ -5,6 +5,7 @@
     reason = "a command line tool for developers: people read its output"
 )]
 
+mod bench;
 mod cache;
 mod demo;
 mod dist;
@@ -36,6 +37,8 @@ enum Task {
     Demo(demo::Args),
     /// Run all tests: format, clippy, unit, command line, native, object, scenarios in guests
     Test(test::Args),
+    /// Measure what watching costs: forks, connections, mappings, memory, start
+    Bench(bench::Args),
     /// Install what the other tasks need (Debian 12 or 13, as root; does nothing the second time)
     Setup,
     /// Run a command on a Debian kernel with a real PostgreSQL, in QEMU
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo(args) => demo::main(&args).map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::main(&args).map(|()| ExitCode::SUCCESS),
+        Task::Bench(args) => bench::main(&args).map(|()| ExitCode::SUCCESS),
         Task::Setup => setup::ensure(setup::ALL).map(|()| ExitCode::SUCCESS),
         Task::Vm(args) => vm::cli::main(args),
         Task::Images { refresh } => vm::prepare(refresh).map(|()| ExitCode::SUCCESS),
