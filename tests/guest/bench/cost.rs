@@ -4,21 +4,23 @@ use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{load::Pgbench, tool::Tool};
+use super::{load::Pgbench, spread, tool::Tool};
 use crate::limits::{Restored, set_sysctl};
 
-const CONNECTIONS: u32 = 200;
+const BATCHES: usize = 15;
+const CONNECTIONS: u32 = 20;
 
-/// What forks cost.
+/// What a fork costs. Medians of batches: where a program or a fork was interrupted, both its
+/// times are long, and a mean would weigh that.
 pub(super) struct Cost {
     /// Successful forks.
     pub(super) forks: u64,
     /// Duration of one: the median that the tool reports.
-    pub(super) fork_ns: u64,
-    /// Run time of all our programs.
-    pub(super) programs_ns: u64,
-    /// Runs of all our programs.
-    pub(super) runs: u64,
+    pub(super) fork_ns: f64,
+    /// Run time of all our programs, for each fork.
+    pub(super) programs_ns: f64,
+    /// Runs of all our programs, for each fork.
+    pub(super) runs: f64,
     /// The same for each, the most expensive first.
     pub(super) by_program: Vec<Program>,
 }
@@ -27,32 +29,26 @@ pub(super) struct Cost {
 pub(super) struct Program {
     /// Its name, as far as the kernel keeps it.
     pub(super) name: String,
-    /// Sum of its runs.
-    pub(super) time_ns: u64,
-    /// Their number.
-    pub(super) count: u64,
+    /// Run time, for each fork.
+    pub(super) time_ns: f64,
+    /// Runs, for each fork.
+    pub(super) runs: f64,
 }
+
+type Times = BTreeMap<u32, (u64, u64)>;
 
 /// Lets the watched server fork for connections and nothing else.
 pub(super) fn measure(bench: &Pgbench<'_>, start: &dyn Fn(&str) -> Result<Tool>) -> Result<Cost> {
     let _stats = Restored::remember("kernel/bpf_stats_enabled")?;
     set_sysctl("kernel/bpf_stats_enabled", 1)?;
     let tool = start("cost")?;
-    let before = run_times(tool.pid())?;
-    bench.transactions(CONNECTIONS)?;
-    let after = run_times(tool.pid())?;
-    let mut by_program: Vec<Program> = after
-        .iter()
-        .map(|(id, (time, count))| {
-            let (time_before, count_before) = before.get(id).copied().unwrap_or((0, 0));
-            Program {
-                name: name(*id).unwrap_or_else(|| format!("program {id}")),
-                time_ns: time - time_before,
-                count: count - count_before,
-            }
-        })
-        .collect();
-    by_program.sort_by_key(|program| std::cmp::Reverse(program.time_ns));
+    let mut readings = vec![run_times(tool.pid())?];
+    for _ in 0..BATCHES {
+        bench.transactions(CONNECTIONS)?;
+        readings.push(run_times(tool.pid())?);
+    }
+    let names: BTreeMap<u32, Option<String>> =
+        readings[0].keys().map(|id| (*id, name(*id))).collect();
     let (lines, _) = tool.stop()?;
     let totals = lines
         .iter()
@@ -60,20 +56,38 @@ pub(super) fn measure(bench: &Pgbench<'_>, start: &dyn Fn(&str) -> Result<Tool>)
         .context("no totals")?;
     let forks = totals["forks"].as_u64().unwrap_or(0);
     ensure!(
-        forks >= u64::from(CONNECTIONS) && totals["refused"] == 0,
-        "{CONNECTIONS} connections, but {totals}"
+        forks >= u64::from(CONNECTIONS) * BATCHES as u64 && totals["refused"] == 0,
+        "{BATCHES} times {CONNECTIONS} connections, but {totals}"
     );
+    // pgbench makes one connection more than asked for, each time.
+    let in_batch = forks as f64 / BATCHES as f64;
+    let median = |of: &dyn Fn(&Times) -> u64| {
+        let mut batches: Vec<f64> = readings
+            .windows(2)
+            .map(|two| (of(&two[1]) - of(&two[0])) as f64 / in_batch)
+            .collect();
+        spread(&mut batches).1
+    };
+    let mut by_program: Vec<Program> = names
+        .into_iter()
+        .map(|(id, name)| Program {
+            name: name.unwrap_or_else(|| format!("program {id}")),
+            time_ns: median(&|times| times.get(&id).map_or(0, |sum| sum.0)),
+            runs: median(&|times| times.get(&id).map_or(0, |sum| sum.1)),
+        })
+        .collect();
+    by_program.sort_by(|one, other| other.time_ns.total_cmp(&one.time_ns));
     Ok(Cost {
         forks,
-        fork_ns: totals["fork_time_ns"]["p50"].as_u64().context("no p50")?,
-        programs_ns: by_program.iter().map(|program| program.time_ns).sum(),
-        runs: by_program.iter().map(|program| program.count).sum(),
+        fork_ns: totals["fork_time_ns"]["p50"].as_f64().context("no p50")?,
+        programs_ns: median(&|times| times.values().map(|sum| sum.0).sum()),
+        runs: median(&|times| times.values().map(|sum| sum.1).sum()),
         by_program,
     })
 }
 
 /// Run time and runs of the programs that a process holds open, by program id.
-fn run_times(pid: u32) -> Result<BTreeMap<u32, (u64, u64)>> {
+fn run_times(pid: u32) -> Result<Times> {
     let mut times = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         let text = fs::read_to_string(entry?.path())?;

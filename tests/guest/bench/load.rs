@@ -9,11 +9,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Target, settle, tool::Tool};
+use super::{Target, settle, spread, tool::Tool};
 
 const SECONDS: &str = "5";
 const MAPPING: usize = 1 << 20;
 const MAP_FOR: Duration = Duration::from_secs(2);
+const SLICE: Duration = Duration::from_millis(10);
 
 /// Rates without and with the tool, by pair.
 pub(super) struct Paired {
@@ -101,28 +102,40 @@ impl<'a> Pgbench<'a> {
     }
 }
 
-/// Mappings made and removed per second, none of them touched.
+/// Mappings made and removed per second, none of them touched: the median of short slices,
+/// because whatever else runs hits only some of them.
 pub(super) fn map_and_unmap() -> Result<f64> {
-    const BETWEEN_LOOKS: u32 = 256;
+    const BETWEEN_LOOKS: u32 = 64;
     let started = Instant::now();
-    let mut count = 0;
+    let mut rates = Vec::new();
     while started.elapsed() < MAP_FOR {
-        for _ in 0..BETWEEN_LOOKS {
-            // SAFETY: a new anonymous mapping, which nothing refers to.
-            let gone = unsafe {
-                let address = libc::mmap(
-                    std::ptr::null_mut(),
-                    MAPPING,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                    -1,
-                    0,
-                );
-                address != libc::MAP_FAILED && libc::munmap(address, MAPPING) == 0
-            };
-            ensure!(gone, "mmap: {}", std::io::Error::last_os_error());
+        let slice = Instant::now();
+        let mut count = 0;
+        while slice.elapsed() < SLICE {
+            for _ in 0..BETWEEN_LOOKS {
+                map_once()?;
+            }
+            count += BETWEEN_LOOKS;
         }
-        count += BETWEEN_LOOKS;
+        rates.push(f64::from(count) / slice.elapsed().as_secs_f64());
     }
-    Ok(f64::from(count) / started.elapsed().as_secs_f64())
+    let (_, median, _) = spread(&mut rates);
+    Ok(median)
+}
+
+fn map_once() -> Result<()> {
+    // SAFETY: a new anonymous mapping, which nothing refers to.
+    let gone = unsafe {
+        let address = libc::mmap(
+            std::ptr::null_mut(),
+            MAPPING,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        address != libc::MAP_FAILED && libc::munmap(address, MAPPING) == 0
+    };
+    ensure!(gone, "mmap: {}", std::io::Error::last_os_error());
+    Ok(())
 }

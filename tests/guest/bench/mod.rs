@@ -252,18 +252,15 @@ fn fork_cost(
         }]);
     }
     let cost = cost::measure(bench, start)?;
-    let per_fork = cost.programs_ns as f64 / cost.forks as f64;
-    let percent = 100.0 * per_fork / cost.fork_ns as f64;
+    let percent = 100.0 * cost.programs_ns / cost.fork_ns;
     let most: Vec<String> = cost
         .by_program
         .iter()
         .take(4)
         .map(|program| {
             format!(
-                "{} {:.1} x {} ns",
-                program.name,
-                program.count as f64 / cost.forks as f64,
-                program.time_ns / program.count.max(1)
+                "{} {:.0} ns in {:.1} runs",
+                program.name, program.time_ns, program.runs
             )
         })
         .collect();
@@ -273,11 +270,11 @@ fn fork_cost(
         goal: GOAL,
         reached: Some(percent <= 1.0),
         detail: format!(
-            "{:.1} us in {:.0} runs of programs for each of {} forks, of a fork's {:.0} us (median); most: {}",
-            per_fork / 1e3,
-            cost.runs as f64 / cost.forks as f64,
+            "{:.1} us in {:.0} runs of programs, of a fork's {:.0} us (medians of {} forks); most: {}",
+            cost.programs_ns / 1e3,
+            cost.runs,
+            cost.fork_ns / 1e3,
             cost.forks,
-            cost.fork_ns as f64 / 1e3,
             most.join(", ")
         ),
     }])
