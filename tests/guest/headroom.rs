@@ -93,9 +93,12 @@ const ALL: &[Scenario] = &[
 pub(crate) fn run(names: &[String]) -> Result<usize> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let memory = memory_cgroup()?;
-    // The memory of a process stays charged where it was used first.
-    fs::write(memory.join("cgroup.procs"), "0")?;
+    // Memory stays charged where it was used first: programs and files to the root by this start,
+    // so that the server's cgroup does not spend its last room on reading them again; the
+    // server's own memory to its cgroup by the next.
     let mut server = Server::start().context("cannot start PostgreSQL")?;
+    fs::write(memory.join("cgroup.procs"), "0")?;
+    server.restart()?;
     let _ = fs::write(root_of("memory").join("cgroup.procs"), "0");
     server.query(&format!("create role {ROLE} login"))?;
     let mut failed = 0;
@@ -385,10 +388,6 @@ fn memory_files() -> Result<(PathBuf, PathBuf)> {
 fn memory_max(_: &Server) -> Result<Lifted> {
     const BACKEND: u64 = 2 << 20;
     let (max, current) = memory_files()?;
-    // File cache first: what is left can only go with a process.
-    if let Some(cgroup) = max.parent() {
-        let _ = fs::write(cgroup.join("memory.reclaim"), "1G");
-    }
     wait_for("a limit is accepted", || {
         let used = number(&current).ok()?;
         fs::write(&max, (used + ROOM * BACKEND).to_string()).ok()

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    host::{Pid, census::Census, process::ProcessId},
+    host::{Pid, Root, census::Census, process::ProcessId, sockets},
     postgres::{Kind, Postmaster},
 };
 
@@ -64,9 +64,45 @@ pub struct Connections {
     pub zombies: u64,
     /// Processes that children started: archive and restore commands, COPY FROM/TO PROGRAM.
     pub started_by_children: Vec<Tally>,
+    /// The same from the kernel's side: connections that no backend serves yet too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<SocketCounts>,
     /// When the numbers look like clients without a pooler: why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pooler: Option<String>,
+}
+
+/// Sockets at the server's port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct SocketCounts {
+    /// Established TCP connections.
+    pub tcp: u64,
+    /// TCP connections whose client is gone, or that are being closed.
+    pub tcp_closing: u64,
+    /// TCP connections that the postmaster has not accepted yet.
+    pub tcp_to_accept: u64,
+    /// Connections to its Unix sockets, accepted or not.
+    pub unix: u64,
+    /// TCP connections by address of the client, most first; at most ten.
+    pub by_address: Vec<Tally>,
+}
+
+/// Counts sockets; without a port or permission there are none.
+pub(super) fn count_sockets(root: &Root, postmaster: &Postmaster) -> Option<SocketCounts> {
+    let found = sockets::sockets(root, postmaster.pid, postmaster.port?)
+        .ok()
+        .flatten()?;
+    let mut addresses = Tallies::default();
+    for (address, number) in &found.by_address {
+        addresses.0.insert(address.to_string(), *number);
+    }
+    Some(SocketCounts {
+        tcp: found.established,
+        tcp_closing: found.closing,
+        tcp_to_accept: found.to_accept,
+        unix: found.unix,
+        by_address: addresses.top(),
+    })
 }
 
 /// Counts them.

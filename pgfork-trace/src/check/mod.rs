@@ -17,7 +17,7 @@ use std::{io::Write as _, time::Instant};
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 
-pub use connections::{Connections, Tally};
+pub use connections::{Connections, SocketCounts, Tally};
 pub use history::{
     HostHistory, KernelEvent, LogEvents, MemoryEvents, PidsEvents, Pressure, ServerHistory,
 };
@@ -29,7 +29,7 @@ use crate::{
     gather::text,
     host::Root,
     output::{OutputOptions, Surroundings, check_document, check_text, write_metrics},
-    postgres::{Filter, Postmaster, Target, Why, discover, select},
+    postgres::{Filter, Postmaster, Target, discover, presumed, select},
     verdict::{
         findings::findings,
         headroom::{self, Near, Row},
@@ -103,37 +103,16 @@ fn write(
 /// When `/proc` cannot be listed, no server is found, or what was named is not there.
 pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
     let started = Instant::now();
-    let mut found = discover(root)?;
-    let unreadable = found
-        .candidates
-        .iter()
-        .filter(|candidate| candidate.why == Why::Unreadable)
-        .count();
-    let targets = select(root, &found.postmasters, filter)?;
-    let mut servers: Vec<Postmaster> = Vec::new();
-    for target in targets {
-        match target {
-            Target::Postmaster(postmaster) => servers.push(*postmaster),
-            Target::Process(process) => bail!("process {} is not a postmaster", process.id.pid),
-        }
-    }
-    if servers.is_empty() {
-        match (unreadable, found.hidden.take()) {
-            (1.., _) => bail!(
-                "{unreadable} processes look like postmasters, but their data directories cannot be read: run as root or as their user"
-            ),
-            (0, Some(hidden)) => bail!("no postmaster was found; {hidden}"),
-            (0, None) => bail!("no postmaster was found"),
-        }
-    }
+    let (servers, mut not_seen) = servers(root, filter)?;
     let host = Host::read(root)?;
     let uptime = crate::host::uptime(root).ok().flatten();
     let servers: Vec<ServerReport> = servers
         .into_iter()
         .map(|postmaster| {
             let mut server = Server::read(root, &host, postmaster);
-            let connections =
+            let mut connections =
                 connections::count(&host.census, &server.postmaster, &server.children, uptime);
+            connections.sockets = connections::count_sockets(root, &server.postmaster);
             let history = history::of_server(root, &mut server);
             let (origins, facts) = origins::of_server(root, &host, &server, uptime);
             let mut report = describe(server, connections, history, near);
@@ -145,13 +124,8 @@ pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
         .collect();
     let limits = servers.iter().flat_map(|server| &server.limits);
     let near = limits.filter(|limit| limit.near).count() as u64;
-    let mut not_seen = host.not_seen;
+    not_seen.extend(host.not_seen);
     let history = history::of_host(root, uptime, &mut not_seen);
-    if unreadable > 0 {
-        not_seen.push(format!(
-            "{unreadable} more processes look like postmasters, but their data directories cannot be read"
-        ));
-    }
     Ok(Report {
         schema: SCHEMA,
         time: format!("{:.6}", Timestamp::now()),
@@ -162,6 +136,39 @@ pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
         history,
         not_seen,
     })
+}
+
+/// The servers that were asked for, and what could not be read of them. Without permission, what is
+/// called like a postmaster is taken for one: limits are for everybody to read.
+fn servers(root: &Root, filter: &Filter) -> Result<(Vec<Postmaster>, Vec<String>)> {
+    let found = discover(root)?;
+    let mut all = found.postmasters;
+    let mut not_seen = Vec::new();
+    for candidate in &found.candidates {
+        let Ok(Some(postmaster)) = presumed(root, candidate) else {
+            continue;
+        };
+        not_seen.push(format!(
+            "process {} is taken for a postmaster by its name: its data directory can only be read as root or as its user",
+            postmaster.pid
+        ));
+        all.push(postmaster);
+    }
+    if all.is_empty() {
+        match found.hidden {
+            Some(hidden) => bail!("no postmaster was found; {hidden}"),
+            None => bail!("no postmaster was found"),
+        }
+    }
+    let mut servers = Vec::new();
+    for target in select(root, &all, filter)? {
+        match target {
+            Target::Postmaster(postmaster) => servers.push(*postmaster),
+            Target::Process(process) => bail!("process {} is not a postmaster", process.id.pid),
+        }
+    }
+    not_seen.extend(found.hidden);
+    Ok((servers, not_seen))
 }
 
 fn describe(

@@ -185,6 +185,7 @@ impl<'h> Server<'h> {
                 group: gather::cgroup_fact(level, Controller::Memory)?,
                 current: facts.current_bytes?,
                 reclaimable: stat.reclaimable().min(facts.current_bytes?),
+                cache_in_use: stat.active_file.min(facts.current_bytes?),
                 max: limit(facts.max_bytes),
                 high: limit(facts.high_bytes),
                 swap_room,

@@ -237,6 +237,28 @@ fn with_nothing_but_the_lock_file_the_rest_is_named_as_unseen() {
 }
 
 #[test]
+fn a_server_of_another_user_is_looked_at_from_outside() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/app.slice/pg.service\n");
+    host(&fake);
+    v2(&fake);
+    // As the kernel hides them from those who may not trace the process; also from root here.
+    fake.remove("proc/700/cwd");
+    fake.write("proc/700/cwd", "");
+    fake.remove("proc/700/smaps");
+    fake.write("data/postmaster.pid", "");
+    let found = discover(fake.root()).unwrap();
+    assert_eq!(found.candidates.len(), 1);
+    let candidate = crate::postgres::Candidate {
+        why: crate::postgres::Why::Unreadable,
+        ..found.candidates[0].clone()
+    };
+    let presumed = presumed(fake.root(), &candidate).unwrap().unwrap();
+    assert_eq!(presumed.data_dir, std::path::Path::new("/data"));
+    assert_eq!((presumed.uid, presumed.port), (26, None));
+}
+
+#[test]
 fn no_server_is_an_error() {
     let fake = FakeRoot::new();
     fake.process(&FakeProcess::new(1));

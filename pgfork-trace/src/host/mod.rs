@@ -21,6 +21,7 @@ pub mod memory;
 pub mod process;
 pub mod psi;
 mod read;
+pub mod sockets;
 pub mod sysctl;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::{
     units::{bytes, count, counted, long_time},
 };
 use crate::{
-    check::{Connections, LimitReport, Origin, Report, ServerReport, Tally, Trend},
+    check::{Connections, LimitReport, Origin, Report, ServerReport, SocketCounts, Tally, Trend},
     verdict::headroom::{Effect, Limit, Place, Row, Unit},
 };
 
@@ -352,12 +352,31 @@ fn clients(found: &Connections) -> Vec<String> {
             out.push(format!("by {label}: {}", list(tallies)));
         }
     }
+    out.extend(found.sockets.as_ref().map(sockets));
     out.extend(
         found
             .pooler
             .as_ref()
             .map(|hint| sentence(hint).into_owned()),
     );
+    out
+}
+
+fn sockets(found: &SocketCounts) -> String {
+    let mut out = format!(
+        "sockets: {} TCP, {} Unix",
+        count(found.tcp),
+        count(found.unix)
+    );
+    if found.tcp_to_accept > 0 {
+        out += &format!(", {} not accepted yet", count(found.tcp_to_accept));
+    }
+    if found.tcp_closing > 0 {
+        out += &format!(", {} closing", count(found.tcp_closing));
+    }
+    if !found.by_address.is_empty() {
+        out += &format!("; from {}", list(&found.by_address));
+    }
     out
 }
 

@@ -227,6 +227,31 @@ pub fn identify(root: &Root, pid: Pid) -> Result<Identity, ReadError> {
     })
 }
 
+/// A process that is called like a postmaster and whose data directory this user may not read,
+/// with what everybody may know of it. `Ok(None)` when it has ended, or why it is none is known.
+///
+/// # Errors
+/// As [`identify`].
+pub fn presumed(root: &Root, candidate: &Candidate) -> Result<Option<Postmaster>, ReadError> {
+    if candidate.why != Why::Unreadable {
+        return Ok(None);
+    }
+    let pid = candidate.pid;
+    let found = process::stat(root, pid)?.zip(process::status(root, pid)?);
+    let Some((stat, status)) = found.filter(|(stat, _)| stat.start_ticks == candidate.start_ticks)
+    else {
+        return Ok(None);
+    };
+    let exe = process::exe(root, pid);
+    let mut postmaster = describe(root, pid, &stat, &status, exe, LockFile::default());
+    if postmaster.data_dir.as_os_str().is_empty() {
+        let arguments = process::cmdline(root, pid)?;
+        let named = arguments.iter().skip_while(|argument| *argument != "-D");
+        postmaster.data_dir = named.skip(1).map(PathBuf::from).next().unwrap_or_default();
+    }
+    Ok(Some(postmaster))
+}
+
 /// By the executable; by the process's name only if that cannot be read.
 fn is_server_name(exe: Option<&Exe>, comm: &OsStr) -> bool {
     let name = exe.map_or(Some(comm), |exe| exe.path.file_name());

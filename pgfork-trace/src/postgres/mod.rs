@@ -7,7 +7,9 @@ pub mod server_log;
 pub mod settings;
 pub mod titles;
 
-pub use discover::{Candidate, Discovery, Identity, Postmaster, Skipped, Why, discover, identify};
+pub use discover::{
+    Candidate, Discovery, Identity, Postmaster, Skipped, Why, discover, identify, presumed,
+};
 pub use lock_file::LockFile;
 pub use select::{Filter, SelectError, Target, select};
 pub use server_log::{LogCounts, server_log};

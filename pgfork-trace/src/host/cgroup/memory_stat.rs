@@ -17,6 +17,8 @@ pub struct MemoryStat {
     pub dirty: u64,
     /// File pages that have not been used for a while (`inactive_file`, v1 `total_inactive_file`).
     pub inactive_file: u64,
+    /// File pages that were used lately (`active_file`, v1 `total_active_file`).
+    pub active_file: u64,
     /// Kernel objects that can be dropped (`slab_reclaimable`).
     pub slab_reclaimable: u64,
     /// All kernel memory (`kernel`, since 5.18).
@@ -83,6 +85,9 @@ impl MemoryStat {
             (Version::V2, b"slab_reclaimable") => &mut self.slab_reclaimable,
             (Version::V2, b"inactive_file") | (Version::V1, b"total_inactive_file") => {
                 &mut self.inactive_file
+            }
+            (Version::V2, b"active_file") | (Version::V1, b"total_active_file") => {
+                &mut self.active_file
             }
             (Version::V2, b"kernel") => &mut self.kernel,
             (Version::V2, b"kernel_stack" | b"pagetables" | b"percpu" | b"slab_unreclaimable") => {

@@ -67,6 +67,13 @@ fn max(facts: &HeadroomFacts, ancestor: usize, level: &MemoryLevel) -> Option<Ro
             units::bytes(level.reclaimable)
         ));
     }
+    if level.cache_in_use > 0 {
+        row.uncertain_backends = backend(facts).map_or(0, |each| level.cache_in_use / each);
+        row.notes.push(format!(
+            "{} of file cache in use counts as taken; some of it may be dropped too, and has to be read again",
+            units::bytes(level.cache_in_use)
+        ));
+    }
     if swap > 0 {
         row.notes
             .push(format!("room includes {} of swap", units::bytes(swap)));

@@ -155,7 +155,8 @@ pub struct Row {
     /// them reaches the limit, or their cost is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backends: Option<u64>,
-    /// `backends` may be off by this many: the kernel's counter is approximate.
+    /// `backends` may be off by this many: the kernel's counter is approximate, or caches in use
+    /// may be dropped too.
     #[serde(skip_serializing_if = "is_zero")]
     pub uncertain_backends: u64,
     /// What the numbers are made of, and what could not be seen.
@@ -248,6 +249,8 @@ pub struct MemoryLevel {
     pub current: u64,
     /// Part of it that the kernel takes back before it refuses, bytes.
     pub reclaimable: u64,
+    /// Part of it that may be taken back as well: file pages in use, of programs for one.
+    pub cache_in_use: u64,
     /// `memory.max`, bytes.
     pub max: Option<u64>,
     /// `memory.high`, bytes.
