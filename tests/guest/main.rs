@@ -12,6 +12,7 @@ mod demo;
 mod forker;
 mod headroom;
 mod limits;
+mod outage;
 mod scenarios;
 mod server;
 mod tracer;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 const EAGAIN: &str = "Resource temporarily unavailable";
-const ENOMEM: &str = "Cannot allocate memory";
+pub(crate) const ENOMEM: &str = "Cannot allocate memory";
 const KIB: u64 = 1024;
 
 /// A named scenario.
@@ -47,6 +47,9 @@ pub(crate) const ALL: &[Scenario] = &[
     usual("storm", storm),
     usual("signals", signals),
     usual("restart", restart),
+    usual("outage_commit", crate::outage::commit),
+    usual("outage_pids", crate::outage::pids),
+    usual("outage_memory", crate::outage::memory),
     Scenario {
         name: "tasks_max",
         special: true,
@@ -78,7 +81,7 @@ fn refuse_one(server: &Server, scenario: &str, method: &str, strerror: &str) -> 
     })
 }
 
-fn refuse_by(
+pub(crate) fn refuse_by(
     server: &Server,
     scenario: &str,
     method: &str,
@@ -106,12 +109,12 @@ fn refuse_by(
     Ok(said)
 }
 
-fn first(said: &Said) -> Result<&Value> {
+pub(crate) fn first(said: &Said) -> Result<&Value> {
     said.of("refusal").into_iter().next().context("no refusal")
 }
 
 /// The certainty that a method can give for a check.
-fn certainty(method: &str, inline_here: bool) -> &'static str {
+pub(crate) fn certainty(method: &str, inline_here: bool) -> &'static str {
     if method == "tracepoint" || inline_here {
         "deduced"
     } else {
@@ -119,7 +122,7 @@ fn certainty(method: &str, inline_here: bool) -> &'static str {
     }
 }
 
-fn check_common(
+pub(crate) fn check_common(
     server: &Server,
     refusal: &Value,
     errno: &str,

@@ -141,13 +141,19 @@ impl Server {
 
     /// Waits until the backends of earlier connections have ended and are reaped.
     pub(crate) fn settle(&self) -> Result<()> {
-        wait_for("earlier backends have ended", || {
-            let quiet = self.processes().iter().all(|pid| {
+        self.wait_for_backends(0)
+    }
+
+    /// Waits until this many clients are connected, and no more.
+    pub(crate) fn wait_for_backends(&self, count: usize) -> Result<()> {
+        wait_for("the backends that are expected", || {
+            let processes = self.processes();
+            let backends = processes.iter().filter(|pid| {
                 let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 // A zombie has no title.
-                !title.is_empty() && !title.contains("[local]")
+                title.is_empty() || title.contains("[local]")
             });
-            quiet.then_some(())
+            (backends.count() == count).then_some(())
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -35,6 +35,21 @@ pub(crate) struct Said {
 impl Tracer {
     /// Starts it and waits until it watches.
     pub(crate) fn start(scenario: &str, method: &str, arguments: &[&str]) -> Result<Self> {
+        Self::launch(scenario, method, arguments, None)
+    }
+
+    /// The same in a cgroup.
+    pub(crate) fn start_in(scenario: &str, method: &str, cgroup: &Path) -> Result<Self> {
+        Self::launch(scenario, method, &[], Some(cgroup))
+    }
+
+    fn launch(
+        scenario: &str,
+        method: &str,
+        arguments: &[&str],
+        cgroup: Option<&Path>,
+    ) -> Result<Self> {
+        const PROGRAM: &str = "/usr/local/bin/pgfork-trace";
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let base = format!("{OUT}/{number:02}-{scenario}-{method}");
         let (json, text) = (
@@ -42,7 +57,21 @@ impl Tracer {
             PathBuf::from(format!("{base}.txt")),
         );
         let output = fs::File::create(&text)?;
-        let child = Command::new("/usr/local/bin/pgfork-trace")
+        let mut command = match cgroup {
+            None => Command::new(PROGRAM),
+            Some(cgroup) => {
+                // The shell enters the cgroup and becomes the program.
+                let mut shell = Command::new("sh");
+                shell.args([
+                    "-c",
+                    "echo $$ > \"$1/cgroup.procs\"; shift; exec \"$@\"",
+                    "sh",
+                ]);
+                shell.arg(cgroup).arg(PROGRAM);
+                shell
+            }
+        };
+        let child = command
             .args(["--method", method, "--for", "120s", "-o"])
             .arg(&json)
             .args(arguments)
