@@ -116,9 +116,13 @@ pub(crate) fn run(names: &[String]) -> Result<usize> {
             kernel.trim(),
             scenario.name
         );
-        if outcome.is_err() || report.contains("FAILED") {
-            failed += 1;
-        }
+        let right = outcome.is_ok() && !report.contains("FAILED");
+        failed += usize::from(!right);
+        println!(
+            "test headroom_{} check ... {}",
+            scenario.name,
+            if right { "ok" } else { "FAILED" }
+        );
         if scenario.limit == "memcg_oom_kill" {
             // The OOM killer has ended something: all backends go with it.
             let _ = server.restart();

@@ -19,6 +19,8 @@ use crate::{
 };
 
 const METHODS: &str = "fexit,kprobe,tracepoint";
+/// Instead of methods: what `check` predicts against what then happens.
+const HEADROOM: &str = "headroom";
 /// Guests at a time: each needs a core and 2 GiB.
 const AT_ONCE: usize = 2;
 
@@ -46,13 +48,19 @@ const fn job(kernel: Series, postgres: Postgres, methods: &'static str) -> Job {
 
 const V1: &[&str] = &["control", "pids_leaf", "pids_ancestor", "rlimit_nproc"];
 
-/// The whole matrix: every kernel by every method, every server version, cgroup v1, systemd.
+/// The whole matrix: every kernel by every method, every server version, cgroup v1, systemd,
+/// and the predictions of `check`.
 pub(crate) const MATRIX: &[Job] = &[
     job(Series::V5_10, Postgres::V15, METHODS),
     job(Series::V6_1, Postgres::V15, METHODS),
     job(Series::V6_12, Postgres::V15, METHODS),
     job(Series::V6_18, Postgres::V15, METHODS),
     job(Series::V7_2, Postgres::V15, METHODS),
+    job(Series::V5_10, Postgres::V13, HEADROOM),
+    job(Series::V6_1, Postgres::V15, HEADROOM),
+    job(Series::V6_12, Postgres::V17, HEADROOM),
+    job(Series::V6_18, Postgres::V15, HEADROOM),
+    job(Series::V7_2, Postgres::V18, HEADROOM),
     job(Series::V5_10, Postgres::V13, "auto"),
     job(Series::V6_12, Postgres::V17, "auto"),
     job(Series::V7_2, Postgres::V18, "auto,tracepoint"),
@@ -91,8 +99,13 @@ impl Job {
             Init::Plain => "",
             Init::Systemd => " systemd",
         };
+        let what = if self.methods == HEADROOM {
+            " headroom"
+        } else {
+            ""
+        };
         format!(
-            "kernel {} PostgreSQL {}{cgroup}{init}",
+            "kernel {} PostgreSQL {}{cgroup}{init}{what}",
             self.kernel.name(),
             self.postgres.major()
         )
@@ -173,12 +186,12 @@ fn one(job: &Job, product: &Path, guest: &Path, out: &Path) -> Result<(String, S
         source: source.to_owned(),
         target: None,
     };
-    let mut command = vec![
-        "pgfork-trace-guest".to_owned(),
-        "--methods".to_owned(),
-        job.methods.to_owned(),
-    ];
-    command.extend(job.scenarios.iter().map(ToString::to_string));
+    let mut command = vec!["pgfork-trace-guest"];
+    match job.methods {
+        HEADROOM => command.push(HEADROOM),
+        methods => command.extend(["--methods", methods]),
+    }
+    command.extend(job.scenarios);
     let spec = VmSpec {
         cgroup: job.cgroup,
         init: job.init,
