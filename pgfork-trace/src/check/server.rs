@@ -22,6 +22,8 @@ const SAMPLED: usize = 5;
 /// Resident memory whose page tables are walked for that, at most, in bytes: a walk takes time in
 /// proportion to it.
 const WALKED_BYTES: u64 = 8 << 30;
+/// Kernel stack of a task, in bytes (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h).
+const STACK: u64 = 16 << 10;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
@@ -245,14 +247,32 @@ impl<'h> Server<'h> {
             Some(stat) if stat.kernel == 0 && !stat.has_page_tables => page_tables.unwrap_or(0),
             _ => 0,
         };
-        let all = fixed
-            .map(|stat| stat.kernel_fixed())
-            .or(level.memory.kmem_current_bytes)?;
-        let same = self.pids.as_ref()?.levels.first()?;
-        // Only where both controllers count the same processes.
-        let tasks = same.pids.current.filter(|_| same.path == level.path)?;
-        let own = host.own.pids_path.as_ref() == Some(&same.path);
-        Some(all / tasks.saturating_sub(u64::from(own)).max(1) + untold)
+        let pids = self.pids.as_ref().and_then(|chain| chain.levels.first());
+        let counted = pids
+            .filter(|pids| pids.path == level.path)
+            .and_then(|pids| pids.pids.current);
+        let tasks = match counted {
+            Some(tasks) => {
+                let own = host.own.pids_path.as_ref() == Some(&level.path);
+                tasks.saturating_sub(u64::from(own))
+            }
+            // On v1 the controllers may count different processes: then those of the server alone.
+            None if chain.version == cgroup::Version::V1 => {
+                1 + self
+                    .children
+                    .iter()
+                    .map(|child| child.seen.threads)
+                    .sum::<u64>()
+            }
+            None => return None,
+        };
+        let tasks = tasks.max(1);
+        if let Some(stat) = fixed {
+            return Some(stat.kernel_fixed() / tasks + untold);
+        }
+        let mapped = page_tables.unwrap_or(0) + STACK;
+        let objects = (level.memory.kmem_current_bytes? / tasks).saturating_sub(mapped);
+        Some(mapped + lasting(host, objects))
     }
 
     /// Whether the OOM killer may end anything here; -1000 exempts (mm/oom_kill.c `oom_badness`).
@@ -403,6 +423,17 @@ fn reach_notes(chain: Option<&Chain>, notes: &mut Vec<String>) {
         )),
         Reach::NoController => notes.push(format!("no {controller} cgroup controller here")),
     }
+}
+
+/// v1 does not tell kernel objects that can be dropped: the same share of them as on the host.
+fn lasting(host: &Host, objects: u64) -> u64 {
+    let Some([Some(droppable), Some(fixed)]) = host.info.as_ref().map(|info| info.slab_bytes)
+    else {
+        return objects;
+    };
+    let all = u128::from(droppable) + u128::from(fixed);
+    let lasting = u128::from(objects) * u128::from(fixed) / all.max(1);
+    u64::try_from(lasting).unwrap_or(objects)
 }
 
 fn median(values: impl Iterator<Item = u64>) -> Option<u64> {

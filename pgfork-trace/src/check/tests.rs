@@ -1,6 +1,6 @@
 //! Whole looks at fake trees. `PGFORK_TRACE_BLESS=1` rewrites docs/check-schema.json.
 
-use std::fmt::Write as _;
+mod figures;
 
 use super::*;
 use crate::{
@@ -72,7 +72,7 @@ fn host(fake: &FakeRoot) {
     fake.write(
         "proc/meminfo",
         "MemTotal: 2097152 kB\nMemAvailable: 1048576 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n\
-         CommitLimit: 1048576 kB\nCommitted_AS: 524288 kB\n",
+         CommitLimit: 1048576 kB\nCommitted_AS: 524288 kB\nSReclaimable: 3072 kB\nSUnreclaim: 1024 kB\n",
     );
 }
 
@@ -210,6 +210,7 @@ fn a_container_in_its_own_user_namespace_on_v1() {
     let memory = format!("sys/fs/cgroup/memory{path}");
     fake.write(format!("{memory}/memory.usage_in_bytes"), "1048576\n");
     fake.write(format!("{memory}/memory.limit_in_bytes"), "2097152\n");
+    fake.write(format!("{memory}/memory.kmem.usage_in_bytes"), "9900000\n");
     fake.write(
         format!("{memory}/memory.oom_control"),
         "oom_kill_disable 1\nunder_oom 0\noom_kill 0\n",
@@ -220,6 +221,11 @@ fn a_container_in_its_own_user_namespace_on_v1() {
     assert_eq!(
         row(&found, Limit::MemcgOomKillDisabled).effect,
         Effect::RefusesEnomem
+    );
+    // 100 000 for each of 99 tasks: a stack, and of the rest a quarter that cannot be dropped.
+    assert_eq!(
+        found.backend_cost.kernel_bytes,
+        Some(16_384 + (100_000 - 16_384) / 4)
     );
     // Process 1 has the same uid number, but is in another user namespace.
     assert_eq!(row(&found, Limit::RlimitNproc).used, 1);
@@ -484,37 +490,4 @@ fn metrics_replace_a_file_in_one_step() {
     assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     let left = std::fs::read_dir(fake.path("metrics")).unwrap().count();
     assert_eq!(left, 1);
-}
-
-/// Figures, printed: `cargo test -p pgfork-trace --release many_backends -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement: prints time and memory, decides nothing by them"]
-fn many_backends() {
-    let fake = FakeRoot::new();
-    server(&fake, "0::/app.slice/pg.service\n");
-    host(&fake);
-    v2(&fake);
-    let mut out = String::new();
-    let mut backends = 0;
-    for wanted in [1000, 5000] {
-        for number in backends..wanted {
-            let title = format!(
-                "postgres: app{} db 10.0.{}.1({number}) idle",
-                number % 7,
-                number % 50
-            );
-            backend(&fake, 1000 + number, &title);
-        }
-        backends = wanted;
-        let found = look_at(&fake);
-        assert_eq!(found.connections.clients, u64::from(wanted));
-        let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let peak = status
-            .lines()
-            .find(|line| line.starts_with("VmHWM"))
-            .unwrap();
-        let _ = writeln!(out, "{wanted} backends: {} us, {peak}", report.took_us);
-    }
-    println!("{out}");
 }

@@ -27,6 +27,8 @@ pub struct MemInfo {
     /// `HugePages_Total`, `HugePages_Free`, `HugePages_Rsvd`: pages of the default size, those
     /// that nobody has, and those among them that are promised.
     pub huge_pages: [Option<u64>; 3],
+    /// `SReclaimable`, `SUnreclaim`: kernel objects that can be dropped, and those that cannot.
+    pub slab_bytes: [Option<u64>; 2],
     /// `Hugepagesize`: the default size.
     pub huge_page_bytes: Option<u64>,
 }
@@ -55,6 +57,8 @@ pub fn meminfo(root: &Root) -> Result<Option<MemInfo>, ReadError> {
             return Ok(());
         }
         let field = match key {
+            b"SReclaimable" => &mut info.slab_bytes[0],
+            b"SUnreclaim" => &mut info.slab_bytes[1],
             b"Hugepagesize" => &mut info.huge_page_bytes,
             b"MemTotal" => &mut info.mem_total_bytes,
             b"MemAvailable" => &mut info.mem_available_bytes,
