@@ -75,7 +75,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     tally.passed += verdicts.passed;
     tally.failed += verdicts.failed;
     match validate(&out) {
-        Ok(lines) => tally.pass(&format!("{lines} JSON lines fit docs/json-schema.json")),
+        Ok(lines) => tally.pass(&format!(
+            "{lines} JSON lines and documents fit their schemas"
+        )),
         Err(error) => tally.fail("JSON lines", &error),
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
@@ -142,32 +144,48 @@ fn counts(line: &str) -> Option<(usize, usize)> {
     Some((number("passed")?, number("failed")?))
 }
 
-/// Checks every JSON line that the scenarios left against the committed schema.
+/// Checks all JSON that the scenarios left against the committed schemas: lines of `trace`, and
+/// documents of `check`.
 fn validate(out: &Path) -> Result<usize> {
-    let schema = fs::read_to_string(dist::workspace().join("docs/json-schema.json"))?;
-    let validator = jsonschema::validator_for(&serde_json::from_str(&schema)?)
-        .map_err(|error| anyhow::anyhow!("docs/json-schema.json: {error}"))?;
-    let mut lines = 0;
+    let lines = schema("docs/json-schema.json")?;
+    let documents = schema("docs/check-schema.json")?;
+    let mut checked = 0;
     for guest in fs::read_dir(out)? {
         for file in fs::read_dir(guest?.path())? {
             let path = file?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            for line in fs::read_to_string(&path)?.lines() {
-                let value = serde_json::from_str(line)
-                    .with_context(|| format!("{}: {line}", path.display()))?;
-                if let Err(error) = validator.validate(&value) {
-                    bail!("{}: {error}: {line}", path.display());
+            let text = fs::read_to_string(&path)?;
+            let is_document = path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("check-"));
+            let (validator, values) = if is_document {
+                (&documents, vec![text.as_str()])
+            } else {
+                (&lines, text.lines().collect())
+            };
+            for value in values {
+                let parsed = serde_json::from_str(value)
+                    .with_context(|| format!("{}: {value}", path.display()))?;
+                if let Err(error) = validator.validate(&parsed) {
+                    bail!("{}: {error}: {value}", path.display());
                 }
-                lines += 1;
+                checked += 1;
             }
         }
     }
-    if lines == 0 {
-        bail!("the scenarios left no JSON line");
+    if checked == 0 {
+        bail!("the scenarios left no JSON");
     }
-    Ok(lines)
+    Ok(checked)
+}
+
+fn schema(path: &str) -> Result<jsonschema::Validator> {
+    let text = fs::read_to_string(dist::workspace().join(path))
+        .with_context(|| format!("cannot read {path}"))?;
+    jsonschema::validator_for(&serde_json::from_str(&text)?)
+        .map_err(|error| anyhow::anyhow!("{path}: {error}"))
 }
 
 #[cfg(test)]
