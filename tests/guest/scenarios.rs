@@ -47,6 +47,7 @@ pub(crate) const ALL: &[Scenario] = &[
     usual("storm", storm),
     usual("signals", signals),
     usual("restart", restart),
+    usual("killed", killed),
     usual("outage_commit", crate::outage::commit),
     usual("outage_pids", crate::outage::pids),
     usual("outage_memory", crate::outage::memory),
@@ -590,6 +591,35 @@ fn restart(server: &mut Server, method: &str) -> Result<()> {
         "the new one's forks are counted: {forks:?}"
     );
     Ok(())
+}
+
+/// SIGKILL leaves nothing in the kernel, and the server goes on.
+fn killed(server: &mut Server, method: &str) -> Result<()> {
+    let before = hooked_functions()?;
+    let tracer = Tracer::start("killed", method, &[])?;
+    let during = hooked_functions()?;
+    if method != "tracepoint" {
+        ensure!(
+            during > before,
+            "hooks are not seen: {before} before, {during} while watching"
+        );
+    }
+    // Dropping it is a SIGKILL.
+    drop(tracer);
+    wait_for("the kernel has taken the hooks down", || {
+        (hooked_functions().ok()? == before).then_some(())
+    })?;
+    server.connect()
+}
+
+/// Kernel functions that are hooked by anybody, as the function tracer lists them.
+fn hooked_functions() -> Result<usize> {
+    let list = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
+        .iter()
+        .map(|tracing| Path::new(tracing).join("enabled_functions"))
+        .find(|list| list.exists())
+        .context("tracefs is not mounted")?;
+    Ok(fs::read_to_string(list)?.lines().count())
 }
 
 /// systemd's `TasksMax` on the server's unit, and the remedy by `systemctl set-property`.
