@@ -59,6 +59,20 @@ impl Drop for Forker {
 
 extern "C" fn nothing(_: libc::c_int) {}
 
+/// Sets the timer that sends SIGALRM; 0 turns it off.
+fn fire_every(microseconds: libc::suseconds_t) {
+    let interval = libc::timeval {
+        tv_sec: 0,
+        tv_usec: microseconds,
+    };
+    let timer = libc::itimerval {
+        it_interval: interval,
+        it_value: interval,
+    };
+    // SAFETY: reads the timer.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+}
+
 /// What the process does: forks under a timer that fires every 200 microseconds, then waits.
 pub(crate) fn run() -> Result<()> {
     let mut line = String::new();
@@ -70,16 +84,7 @@ pub(crate) fn run() -> Result<()> {
         action.sa_flags = libc::SA_RESTART;
         libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut());
     }
-    let often = libc::timeval {
-        tv_sec: 0,
-        tv_usec: 200,
-    };
-    let timer = libc::itimerval {
-        it_interval: often,
-        it_value: often,
-    };
-    // SAFETY: reads the timer.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+    fire_every(200);
     for _ in 0..Forker::FORKS {
         // SAFETY: the child only ends; the parent has one thread and waits for it.
         unsafe {
@@ -91,16 +96,7 @@ pub(crate) fn run() -> Result<()> {
             while libc::waitpid(pid, ptr::null_mut(), 0) == -1 {}
         }
     }
-    let never = libc::timeval {
-        tv_sec: 0,
-        tv_usec: 0,
-    };
-    let off = libc::itimerval {
-        it_interval: never,
-        it_value: never,
-    };
-    // SAFETY: reads the timer.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const off, ptr::null_mut()) };
+    fire_every(0);
     println!("done");
     // Until the parent has seen enough.
     std::io::stdin().read_line(&mut line)?;

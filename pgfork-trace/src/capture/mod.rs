@@ -37,7 +37,8 @@ pub struct Capture {
     refused_methods: Vec<String>,
 }
 
-const NO_TOTALS: Totals = Totals {
+/// Totals of a process that has not forked yet.
+pub(crate) const NO_TOTALS: Totals = Totals {
     forks: 0,
     refused: 0,
     restarted: 0,

@@ -8,6 +8,8 @@ mod table;
 use std::collections::HashSet;
 
 use pgfork_trace_common::Check;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 pub use table::TABLE;
 
@@ -16,15 +18,15 @@ use super::{
     functions::{Class, Prototype},
 };
 
-/// How a check is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// How refusals are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// fentry and fexit programs: cheapest, arguments and result together.
+    /// fentry and fexit programs.
     Fexit,
     /// kprobe and kretprobe programs.
     Kprobe,
-    /// No hook in the kernel's fork path: the return of the process's own
-    /// `fork` triggers a reading of the state that the checks had just judged.
+    /// The return of the process's own `fork`; then the state is read.
     Tracepoint,
 }
 

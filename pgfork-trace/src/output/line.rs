@@ -6,16 +6,15 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::{
-    kernel::plan,
-    verdict::{Cause, Certainty, Scope, Verdict, errno_name},
-};
+use crate::verdict::{Cause, Certainty, Scope, Verdict, errno_name};
 
 /// Name and version of the format, in every line.
 pub const SCHEMA: &str = "pgfork-trace/1";
 
 /// Key of [`Totals::refused_by_cause`] for refusals that were counted while their record was lost.
 pub const DETAILS_LOST: &str = "details_lost";
+
+pub use crate::kernel::plan::Method;
 
 /// One JSON line without its envelope (`schema`, `time`).
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -100,40 +99,6 @@ pub struct Postmaster {
     /// Container id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
-}
-
-/// How refusals are watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// fentry and fexit programs.
-    Fexit,
-    /// kprobe and kretprobe programs.
-    Kprobe,
-    /// The return of the process's own `fork`; then the state is read.
-    Tracepoint,
-}
-
-impl From<plan::Method> for Method {
-    fn from(method: plan::Method) -> Self {
-        match method {
-            plan::Method::Fexit => Self::Fexit,
-            plan::Method::Kprobe => Self::Kprobe,
-            plan::Method::Tracepoint => Self::Tracepoint,
-        }
-    }
-}
-
-impl Method {
-    /// Its name in output.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Fexit => "fexit",
-            Self::Kprobe => "kprobe",
-            Self::Tracepoint => "tracepoint",
-        }
-    }
 }
 
 /// Watching begins.

@@ -204,7 +204,7 @@ impl Trace<'_> {
         Line::Start(Start {
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: release.unwrap_or_else(|| "unknown".to_owned()),
-            method: coverage.method.into(),
+            method: coverage.method,
             probes: self.capture.probes() as u64,
             attach_ns: nanoseconds(self.attached - options.started),
             not_seen: coverage
@@ -464,7 +464,7 @@ fn refusal_line(
         clone_flags: (attempt.clone_flags != 0).then_some(attempt.clone_flags),
         errno: (attempt.valid & valid::RET != 0).then(|| Errno::from_ret(attempt.ret)),
         duration_ns: attempt.end_ns.checked_sub(attempt.start_ns),
-        method: method.into(),
+        method,
         verdict,
         lost_before: attempt.lost_before,
     }))

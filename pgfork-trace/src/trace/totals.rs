@@ -60,17 +60,9 @@ fn percentile(histogram: &[u64; HISTOGRAM_BUCKETS], percent: u64) -> Option<u64>
 mod tests {
     use pgfork_trace_common::bucket_of;
 
-    use super::*;
+    use crate::capture::NO_TOTALS;
 
-    const NONE: Counted = Counted {
-        forks: 0,
-        refused: 0,
-        restarted: 0,
-        lost: 0,
-        untracked: 0,
-        missed: 0,
-        histogram: [0; HISTOGRAM_BUCKETS],
-    };
+    use super::*;
 
     #[test]
     fn percentiles_are_within_their_bucket() {
@@ -90,7 +82,7 @@ mod tests {
             refused: 7,
             lost: 2,
             missed: 1,
-            ..NONE
+            ..NO_TOTALS
         };
         let by_cause = BTreeMap::from([("commit_limit".to_owned(), 5)]);
         let totals = totals(Postmaster::default(), &counted, &by_cause);
