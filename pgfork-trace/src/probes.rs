@@ -9,10 +9,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::kernel::{
-    btf::{self, Btf},
-    layout::Layout,
+    self, btf,
     plan::{Method, Plan, row},
-    symbols::{Symbols, VARIABLES},
+    symbols::VARIABLES,
 };
 
 /// One check on this kernel.
@@ -69,12 +68,8 @@ pub fn run(json: bool, method: Option<Method>) -> Result<()> {
 }
 
 fn read() -> Result<Report> {
-    let functions = Plan::functions();
-    let mut wanted = Layout::wanted();
-    wanted.types.extend(&functions);
-    let btf = Btf::open(Path::new(btf::VMLINUX), &wanted)?;
-    let plan = Plan::choose(&btf)?;
-    let symbols = Symbols::read(Path::new("/proc/kallsyms"), &functions).unwrap_or_default();
+    let plan = Plan::choose(&kernel::open_btf(Path::new(btf::VMLINUX))?)?;
+    let symbols = kernel::shown_symbols();
     let known = plan.hooks.iter().map(|hook| Probe {
         function: hook.alternative.function,
         known: true,

@@ -19,8 +19,7 @@ use super::{
 use crate::{
     host::Root,
     kernel::{
-        btf::{self, Btf},
-        functions,
+        self, btf, functions,
         layout::Layout,
         plan::{Hook, Method, Plan, row},
         symbols::{Symbols, VARIABLES},
@@ -104,17 +103,12 @@ struct Kernel {
 
 impl Kernel {
     fn read(btf_path: &Path) -> Result<Self, CaptureError> {
-        let functions = Plan::functions();
-        let mut wanted = Layout::wanted();
-        wanted.types.extend(&functions);
-        let btf = Btf::open(btf_path, &wanted).map_err(|source| CaptureError::Btf { source })?;
+        let btf = kernel::open_btf(btf_path).map_err(|source| CaptureError::Btf { source })?;
         let plan = Plan::choose(&btf).map_err(|source| CaptureError::Btf { source })?;
-        // Hidden or unreadable symbols only cost evidence; the verdict then says so.
-        let symbols = Symbols::read(Path::new("/proc/kallsyms"), &functions).unwrap_or_default();
         Ok(Self {
             layout: Layout::resolve(&btf)?,
             plan,
-            symbols,
+            symbols: kernel::shown_symbols(),
         })
     }
 

@@ -21,6 +21,7 @@ use pgfork_trace_common::{ABSENT, Check, OFFSET_FIELDS};
 use super::{
     btf::{self, Btf},
     layout::Layout,
+    open_btf,
     plan::Plan,
 };
 use dump::{Dump, bpftool_works};
@@ -40,9 +41,7 @@ fn skipped(why: &str) {
 }
 
 fn open(path: &Path) -> Btf {
-    let mut wanted = Layout::wanted();
-    wanted.types.extend(Plan::functions());
-    Btf::open(path, &wanted).unwrap()
+    open_btf(path).unwrap()
 }
 
 fn functions() -> Vec<&'static str> {
