@@ -10,6 +10,7 @@ mod cache;
 mod demo;
 mod dist;
 mod ebpf;
+mod emulator;
 mod process;
 mod progress;
 mod scenarios;

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::progress::{Step, say};
-use crate::{cache, process};
+use crate::{cache, emulator, process};
 
 /// A group of tools that a task cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,6 @@ const VM_PACKAGES: &[&str] = &[
     "e2fsprogs",
     "kmod",
     "mmdebstrap",
-    "qemu-system-x86",
     "xz-utils",
     "zstd",
 ];
@@ -63,6 +62,9 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     let missing = missing(&wanted)?;
     if !missing.is_empty() {
         install(&missing)?;
+    }
+    if needs.contains(&Need::Vm) {
+        emulator::ensure()?;
     }
     if needs.contains(&Need::Ebpf) {
         bpf_linker()?;
@@ -100,7 +102,8 @@ fn not_installed<'a>(wanted: &[&'a str], listing: &str) -> Vec<&'a str> {
         .collect()
 }
 
-fn install(packages: &[&str]) -> Result<()> {
+/// Installs packages from the archive; removes none.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let arguments = ["install", "--yes", "--no-remove", "--no-install-recommends"];
     if !rustix::process::geteuid().is_root() {
         bail!(

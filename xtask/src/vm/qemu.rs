@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use super::VmSpec;
 use super::guest::{Message, Stream};
 use super::machine::{Files, Port, arguments};
-use crate::process;
+use crate::{emulator, process};
 
 const POLL: Duration = Duration::from_millis(50);
 /// A guest that has not started its command by then never will.
@@ -151,9 +151,13 @@ impl Drop for Machine {
 impl Machine {
     fn start(spec: &VmSpec, files: &Files) -> Result<Self> {
         // If this process is killed, the guest goes with it.
+        let emulator = emulator::find()?;
         let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+            .args(["--pdeathsig", "KILL"])
+            .arg(emulator.program)
+            .args(emulator.arguments)
             .args(arguments(spec, files))
+            .envs(emulator.environment)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(files.dir.join(QEMU_LOG))?)
