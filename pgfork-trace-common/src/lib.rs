@@ -13,6 +13,10 @@ pub const MAX_TRAIL: usize = 8;
 /// Deepest cgroup path whose pids limits are read, counted from the forking
 /// cgroup upwards. Kubernetes nests seven deep.
 pub const MAX_PIDS_LEVELS: usize = 16;
+/// Deepest nesting of pid namespaces that is read.
+pub const MAX_PIDNS_LEVELS: usize = 4;
+/// Generations between a watched process and a descendant of it that is found.
+pub const MAX_GENERATIONS: usize = 4;
 /// Deepest nesting of user namespaces whose process counts are read.
 pub const MAX_NPROC_LEVELS: usize = 4;
 /// Buckets of the fork time histogram: eight for each power of two nanoseconds.
@@ -20,8 +24,9 @@ pub const HISTOGRAM_BUCKETS: usize = 512;
 /// Most processes that can be watched at once.
 pub const MAX_WATCHED: u32 = 256;
 
-/// A place in the kernel's fork path that is watched, named by the kernel
-/// function it sits in. The discriminant is the bit in [`Attempt::stages`] and
+/// A place in the kernel that is watched, named by the kernel function it sits in: first the
+/// fork path in the kernel's order, then memory cgroups, which may refuse at any stage, then
+/// what a running process asks for. The discriminant is the bit in [`Attempt::stages`] and
 /// the `check` of a [`Failed`] entry; it never leaves the process.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,10 +37,14 @@ pub enum Check {
     CopyProcess,
     /// `arch_dup_task_struct`, reached once the task struct exists.
     ArchDupTaskStruct,
+    /// `task_exec_state_copy` (7.2).
+    TaskExecStateCopy,
     /// `copy_creds`.
     CopyCreds,
     /// `is_rlimit_overlimit` (6.1 and later).
     IsRlimitOverlimit,
+    /// `__io_uring_fork` (7.2).
+    IoUringFork,
     /// `cgroup_fork`: past `RLIMIT_NPROC` and threads-max; cannot fail.
     CgroupFork,
     /// `sched_fork`.
@@ -46,16 +55,28 @@ pub enum Check {
     AuditAlloc,
     /// `security_task_alloc`.
     SecurityTaskAlloc,
+    /// `copy_semundo` (`CLONE_SYSVSEM` only).
+    CopySemundo,
     /// `dup_fd`.
     DupFd,
     /// `copy_fs_struct`.
     CopyFsStruct,
     /// `pgd_alloc`: `copy_mm` was entered; its own failure is a null return.
     PgdAlloc,
+    /// `dup_mmap` (armed; where it is a function of its own).
+    DupMmap,
     /// `__vm_enough_memory`.
     VmEnoughMemory,
+    /// `vm_area_dup` (armed).
+    VmAreaDup,
+    /// `anon_vma_fork` (armed).
+    AnonVmaFork,
+    /// `copy_page_range` (armed).
+    CopyPageRange,
     /// `copy_namespaces`.
     CopyNamespaces,
+    /// `__copy_io` (6.1 and later).
+    CopyIo,
     /// `copy_thread`.
     CopyThread,
     /// `alloc_pid`.
@@ -66,16 +87,44 @@ pub enum Check {
     PidsCanFork,
     /// `sched_cgroup_fork` where it returns an error (6.12 and later).
     SchedCgroupFork,
+    /// `futex_hash_allocate_default` (6.18 and later, `CLONE_VM` only).
+    FutexHashAllocate,
     /// `cgroup_cancel_fork`: a check after `cgroup_can_fork` refused.
     CgroupCancelFork,
     /// `try_to_free_mem_cgroup_pages`: a memory cgroup was at its limit.
     TryToFreeMemCgroupPages,
     /// `mem_cgroup_out_of_memory` that found nobody to kill.
     MemCgroupOutOfMemory,
+    /// `try_charge` or `try_charge_memcg` (armed): a memory cgroup refused a charge.
+    TryCharge,
+    /// `__memcg_kmem_charge` (armed, 5.10): the kernel memory limit of cgroup v1.
+    MemcgKmemCharge,
+    /// `__memcg_kmem_charge_page` (armed).
+    MemcgKmemChargePage,
+    /// `vm_mmap_pgoff`: a process asked for a mapping.
+    VmMmapPgoff,
+    /// `do_brk_flags`: a process asked for more heap.
+    DoBrkFlags,
+    /// `may_expand_vm`: `RLIMIT_AS` or `RLIMIT_DATA`.
+    MayExpandVm,
+    /// `vma_to_resize` (to 6.12) or `do_mremap`.
+    Mremap,
+    /// `do_mprotect_pkey`.
+    Mprotect,
+    /// `expand_downwards`: the stack had to grow.
+    ExpandDownwards,
+    /// `hugetlb_reserve_pages`.
+    HugetlbReservePages,
+    /// `mlock_future_check` or `mlock_future_ok`: `RLIMIT_MEMLOCK`.
+    MlockFuture,
+    /// `get_unmapped_area` or `__get_unmapped_area`.
+    GetUnmappedArea,
+    /// `oom_kill_process`.
+    OomKillProcess,
 }
 
 /// Number of [`Check`] values.
-pub const CHECK_COUNT: usize = Check::MemCgroupOutOfMemory as usize + 1;
+pub const CHECK_COUNT: usize = Check::OomKillProcess as usize + 1;
 
 impl Check {
     /// Every check, in the order in which the kernel passes them.
@@ -83,26 +132,48 @@ impl Check {
         Self::KernelClone,
         Self::CopyProcess,
         Self::ArchDupTaskStruct,
+        Self::TaskExecStateCopy,
         Self::CopyCreds,
         Self::IsRlimitOverlimit,
+        Self::IoUringFork,
         Self::CgroupFork,
         Self::SchedFork,
         Self::PerfEventInitTask,
         Self::AuditAlloc,
         Self::SecurityTaskAlloc,
+        Self::CopySemundo,
         Self::DupFd,
         Self::CopyFsStruct,
         Self::PgdAlloc,
+        Self::DupMmap,
         Self::VmEnoughMemory,
+        Self::VmAreaDup,
+        Self::AnonVmaFork,
+        Self::CopyPageRange,
         Self::CopyNamespaces,
+        Self::CopyIo,
         Self::CopyThread,
         Self::AllocPid,
         Self::CgroupCanFork,
         Self::PidsCanFork,
         Self::SchedCgroupFork,
+        Self::FutexHashAllocate,
         Self::CgroupCancelFork,
         Self::TryToFreeMemCgroupPages,
         Self::MemCgroupOutOfMemory,
+        Self::TryCharge,
+        Self::MemcgKmemCharge,
+        Self::MemcgKmemChargePage,
+        Self::VmMmapPgoff,
+        Self::DoBrkFlags,
+        Self::MayExpandVm,
+        Self::Mremap,
+        Self::Mprotect,
+        Self::ExpandDownwards,
+        Self::HugetlbReservePages,
+        Self::MlockFuture,
+        Self::GetUnmappedArea,
+        Self::OomKillProcess,
     ];
 
     /// The check with this number, if there is one.
@@ -119,6 +190,12 @@ impl Check {
     #[must_use]
     pub const fn bit(self) -> u64 {
         1 << self as u32
+    }
+
+    /// Whether reaching it says how far a fork came: memory cgroups may act at any stage.
+    #[must_use]
+    pub const fn is_stage(self) -> bool {
+        (self as u32) < Self::TryToFreeMemCgroupPages as u32
     }
 }
 
@@ -148,9 +225,9 @@ pub mod valid {
     pub const PIDS_TRUNCATED: u32 = 1 << 6;
     /// [`super::State::nr_threads`] and `max_threads`.
     pub const THREADS: u32 = 1 << 7;
-    /// [`super::State::pid_allocated`], `pidns_level` and `pidns_inum`.
+    /// [`super::Attempt::pidns`] has at least one level.
     pub const PIDNS: u32 = 1 << 8;
-    /// [`super::State::pidns_pid_max`].
+    /// `pid_max` in `pidns` (6.18 and later).
     pub const PIDNS_PID_MAX: u32 = 1 << 9;
     /// [`super::State::cap_effective`] and `uid`.
     pub const CRED: u32 = 1 << 10;
@@ -166,6 +243,31 @@ pub mod valid {
     pub const OVERCOMMIT_MODE: u32 = 1 << 15;
     /// [`super::State::seccomp_mode`].
     pub const SECCOMP: u32 = 1 << 16;
+    /// [`super::Attempt::memcg`] was read at `try_to_free_mem_cgroup_pages`.
+    pub const MEMCG_RECLAIM: u32 = 1 << 17;
+    /// [`super::Attempt::memcg`] was read at `mem_cgroup_out_of_memory`.
+    pub const MEMCG_OOM: u32 = 1 << 18;
+    /// `kmem_usage` and `kmem_max` of [`super::MemcgSeen`].
+    pub const MEMCG_KMEM: u32 = 1 << 19;
+    /// `oom_kill_disable` of [`super::MemcgSeen`] (kernels with cgroup v1 memory).
+    pub const MEMCG_OOM_DISABLE: u32 = 1 << 20;
+    /// [`super::State::oom_score_adj`].
+    pub const OOM_SCORE_ADJ: u32 = 1 << 21;
+    /// [`super::State::ptrace`].
+    pub const PTRACE: u32 = 1 << 22;
+    /// [`super::State::max_fds`].
+    pub const MAX_FDS: u32 = 1 << 23;
+    /// The open files were looked through for a client: [`super::Attempt::client`] holds it,
+    /// or family 0 when none is open.
+    pub const CLIENT: u32 = 1 << 24;
+    /// There are more open files than were looked through.
+    pub const CLIENT_TRUNCATED: u32 = 1 << 25;
+    /// There are more pid namespaces above than were read.
+    pub const PIDNS_TRUNCATED: u32 = 1 << 26;
+    /// `memsw_usage` and `memsw_max` of [`super::MemcgSeen`] (cgroup v1).
+    pub const MEMCG_MEMSW: u32 = 1 << 27;
+    /// [`super::Attempt::pidns`] was read inside `alloc_pid`.
+    pub const PIDNS_AT_CHECK: u32 = 1 << 28;
 }
 
 /// One failing check seen during an attempt.
@@ -228,6 +330,60 @@ pub struct NprocLevel {
     pub pad: u32,
 }
 
+/// One pid namespace, from the one that the child would have been in upwards.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PidnsLevel {
+    /// Inode number.
+    pub inum: u32,
+    /// `pid_namespace.pid_allocated`: numbers given out, and in bit 31 whether more may be.
+    pub allocated: u32,
+    /// `pid_namespace.pid_max`, 0 where the kernel has one for all (before 6.18).
+    pub pid_max: i32,
+    /// `pid_namespace.level`; 0 is the host's.
+    pub level: u32,
+}
+
+/// The memory cgroup that was at its limit. Counters are in pages.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemcgSeen {
+    /// Inode number of the cgroup's directory.
+    pub cgroup_id: u64,
+    /// `memory.usage`.
+    pub usage: i64,
+    /// `memory.max`; `i64::MAX / 4096` or more means "max".
+    pub max: i64,
+    /// `memsw.usage` (cgroup v1), else 0.
+    pub memsw_usage: i64,
+    /// `memsw.max` (cgroup v1), else 0.
+    pub memsw_max: i64,
+    /// `kmem.usage`.
+    pub kmem_usage: i64,
+    /// `kmem.max`.
+    pub kmem_max: i64,
+    /// `oom_kill_disable` (cgroup v1): nonzero means that nobody is killed.
+    pub oom_kill_disable: u32,
+    /// How many times memory was reclaimed for this fork.
+    pub reclaims: u32,
+}
+
+/// The other end of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// `AF_INET`, `AF_INET6` or `AF_UNIX`; 0 for none.
+    pub family: u16,
+    /// TCP port in host byte order.
+    pub port: u16,
+    /// Pid of the process that connected (Unix socket), in the initial pid namespace.
+    pub peer_pid: u32,
+    /// Its effective uid when it connected, as kuid.
+    pub peer_uid: u32,
+    /// IPv4 address in the first four bytes, or IPv6 address, in network byte order.
+    pub address: [u8; 16],
+}
+
 /// State of the refused task and of the host, read when the attempt ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -246,20 +402,16 @@ pub struct State {
     pub stack_vm_pages: u64,
     /// Real uid in the initial user namespace (kuid).
     pub uid: u32,
-    /// `pid_namespace.pid_allocated` of the namespace for children.
-    pub pid_allocated: u32,
-    /// `pid_namespace.level`, 0 is the host's.
-    pub pidns_level: u32,
-    /// Inode number of the pid namespace for children.
-    pub pidns_inum: u32,
-    /// `pid_namespace.pid_max` (6.18 and later).
-    pub pidns_pid_max: i32,
     /// `task_struct.policy`.
     pub policy: u32,
     /// `task_struct.seccomp.mode`.
     pub seccomp_mode: u32,
-    /// Padding.
-    pub pad: u32,
+    /// `signal_struct.oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// `task_struct.ptrace`: nonzero when a tracer is attached.
+    pub ptrace: u32,
+    /// `fdtable.max_fds`: room of the table of open files.
+    pub max_fds: u32,
 }
 
 /// One fork, clone, clone3 or vfork of a watched process, and, when it was
@@ -303,6 +455,18 @@ pub struct Attempt {
     pub pids: [PidsLevel; MAX_PIDS_LEVELS],
     /// The user's task counts.
     pub nproc: [NprocLevel; MAX_NPROC_LEVELS],
+    /// The chain of pid namespaces.
+    pub pidns: [PidnsLevel; MAX_PIDNS_LEVELS],
+    /// Entries used in `pidns`.
+    pub pidns_levels: u32,
+    /// Pid of the watched process that this one is, or descends from.
+    pub watched: u32,
+    /// The memory cgroup that was at its limit.
+    pub memcg: MemcgSeen,
+    /// Whose connection it was.
+    pub client: Client,
+    /// Padding.
+    pub pad: u32,
     /// State at the end.
     pub state: State,
     /// Records lost so far because the ring buffer was full.
@@ -321,6 +485,12 @@ pub mod record {
     pub const EXEC: u32 = 2;
     /// A [`super::ProcessEvent`]: a watched process ended.
     pub const EXIT: u32 = 3;
+    /// A [`super::MemoryRefusal`].
+    pub const MEMORY: u32 = 4;
+    /// A [`super::OomKill`].
+    pub const OOM_KILL: u32 = 5;
+    /// A [`super::Sigkill`].
+    pub const SIGKILL: u32 = 6;
 }
 
 /// A process of interest appeared or ended.
@@ -333,12 +503,157 @@ pub struct ProcessEvent {
     pub tgid: u32,
 }
 
+/// One check that refused memory to a running process. One request of a C library may
+/// give several (brk, then mmap, each by way of a limit): user space puts them together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryRefusal {
+    /// [`record::MEMORY`].
+    pub kind: u32,
+    /// A [`Check`] by number.
+    pub check: u32,
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Pid of the watched process that this one is, or descends from.
+    pub watched: u32,
+    /// As in [`Failed::ret`].
+    pub ret: i32,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// Bytes asked for, 0 when not known.
+    pub bytes: u64,
+    /// Flags of the mapping as the call had them (`MAP_*`), 0 when not known.
+    pub flags: u64,
+    /// `mm->total_vm` in pages.
+    pub total_vm_pages: u64,
+    /// `mm->data_vm` in pages.
+    pub data_vm_pages: u64,
+    /// `mm->stack_vm` in pages.
+    pub stack_vm_pages: u64,
+    /// `mm->locked_vm` in pages.
+    pub locked_vm_pages: u64,
+    /// `RLIMIT_AS` in bytes.
+    pub rlimit_as: u64,
+    /// `RLIMIT_DATA` in bytes.
+    pub rlimit_data: u64,
+    /// `RLIMIT_STACK` in bytes.
+    pub rlimit_stack: u64,
+    /// `RLIMIT_MEMLOCK` in bytes.
+    pub rlimit_memlock: u64,
+    /// `mm->map_count`.
+    pub map_count: i32,
+    /// Bits of [`memory_valid`].
+    pub valid: u32,
+    /// The failing call of `__vm_enough_memory`, where it is that check.
+    pub overcommit: Overcommit,
+    /// `task_struct.comm`.
+    pub comm: [u8; 16],
+}
+
+/// Bits of [`MemoryRefusal::valid`].
+pub mod memory_valid {
+    /// `total_vm_pages`, `data_vm_pages`, `stack_vm_pages`.
+    pub const MM: u32 = 1 << 0;
+    /// `map_count`.
+    pub const MAP_COUNT: u32 = 1 << 1;
+    /// `locked_vm_pages`.
+    pub const LOCKED_VM: u32 = 1 << 2;
+    /// The four limits.
+    pub const RLIMITS: u32 = 1 << 3;
+    /// `overcommit`, but for `committed_pages` and `mode`.
+    pub const OVERCOMMIT: u32 = 1 << 4;
+    /// `overcommit.committed_pages`.
+    pub const COMMITTED: u32 = 1 << 5;
+    /// `overcommit.mode`.
+    pub const OVERCOMMIT_MODE: u32 = 1 << 6;
+    /// `bytes`.
+    pub const BYTES: u32 = 1 << 7;
+}
+
+/// The OOM killer chose a process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OomKill {
+    /// [`record::OOM_KILL`].
+    pub kind: u32,
+    /// Process id of the victim in the initial pid namespace.
+    pub victim: u32,
+    /// Pid of the watched process that the victim is, or descends from; 0 for none.
+    pub watched: u32,
+    /// The process whose request brought it about.
+    pub trigger: u32,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// `mm->total_vm` of the victim in pages.
+    pub total_vm_pages: u64,
+    /// Inode number of the memory cgroup that was out of memory; 0 for the whole host.
+    pub memcg_id: u64,
+    /// Its usage in pages.
+    pub memcg_usage: i64,
+    /// Its limit in pages.
+    pub memcg_max: i64,
+    /// `oom_score_adj` of the victim.
+    pub oom_score_adj: i32,
+    /// Bits of [`oom_valid`].
+    pub valid: u32,
+    /// `comm` of the victim.
+    pub comm: [u8; 16],
+}
+
+/// Bits of [`OomKill::valid`].
+pub mod oom_valid {
+    /// `watched`, `comm`, `oom_score_adj`, `total_vm_pages`: the victim's task was at hand.
+    pub const TASK: u32 = 1 << 0;
+    /// `memcg_id`, `memcg_usage`, `memcg_max`: whose memory was short was seen.
+    pub const SCOPE: u32 = 1 << 1;
+}
+
+/// SIGKILL was sent to a watched process or a child of one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sigkill {
+    /// [`record::SIGKILL`].
+    pub kind: u32,
+    /// Process id of the target in the initial pid namespace.
+    pub target: u32,
+    /// Pid of the watched process that the target is, or descends from.
+    pub watched: u32,
+    /// Process id of the sender; the sender's uid follows.
+    pub sender: u32,
+    /// Real uid of the sender (kuid).
+    pub sender_uid: u32,
+    /// Nonzero when the kernel itself sent it.
+    pub from_kernel: u32,
+    /// `comm` of the sender.
+    pub sender_comm: [u8; 16],
+    /// `comm` of the target.
+    pub target_comm: [u8; 16],
+}
+
+/// Key of the counts of connections by client.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ClientKey {
+    /// Process id of the postmaster in the initial pid namespace.
+    pub tgid: u32,
+    /// As in [`Client::family`]; 0 counts forks without a client.
+    pub family: u32,
+    /// Uid for a Unix socket, else 0.
+    pub uid: u32,
+    /// As in [`Client::address`].
+    pub address: [u8; 16],
+}
+
 /// What is needed to read errno of a watched process, per process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watched {
     /// Offset of `errno` from the thread pointer, 0 when unknown.
     pub errno_tp_offset: i64,
+    /// Nonzero for a postmaster: its forks belong to clients.
+    pub postmaster: u64,
 }
 
 /// Exact totals of one watched process; never depend on the ring buffer.
@@ -357,6 +672,10 @@ pub struct Totals {
     pub untracked: u64,
     /// Attempts whose return was not reported (kretprobes in use).
     pub missed: u64,
+    /// Attempts of descendants that made a child.
+    pub child_forks: u64,
+    /// Attempts of descendants refused; not part of `refused`.
+    pub child_refused: u64,
     /// Duration of successful attempts: see [`bucket_of`].
     pub histogram: [u64; HISTOGRAM_BUCKETS],
 }
@@ -410,21 +729,30 @@ const _: () = {
     assert!(size_of::<Overcommit>() == 32);
     assert!(size_of::<PidsLevel>() == 24);
     assert!(size_of::<NprocLevel>() == 24);
-    assert!(size_of::<State>() == 80);
-    assert!(size_of::<Attempt>() == 776);
+    assert!(size_of::<State>() == 72);
+    assert!(size_of::<PidnsLevel>() == 16);
+    assert!(size_of::<MemcgSeen>() == 64);
+    assert!(size_of::<Client>() == 28);
+    assert!(size_of::<Attempt>() == 936);
+    assert!(size_of::<MemoryRefusal>() == 168);
+    assert!(size_of::<OomKill>() == 80);
+    assert!(size_of::<Sigkill>() == 56);
+    assert!(size_of::<ClientKey>() == 28);
     assert!(size_of::<ProcessEvent>() == 8);
-    assert!(size_of::<Watched>() == 8);
-    assert!(size_of::<Totals>() == 48 + 8 * HISTOGRAM_BUCKETS);
+    assert!(size_of::<Watched>() == 16);
+    assert!(size_of::<Totals>() == 64 + 8 * HISTOGRAM_BUCKETS);
     assert!(size_of::<RefusalKey>() == 16);
     assert!(CHECK_COUNT < 64);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Attempt, RefusalKey, Totals, Watched};
+    use super::{Attempt, ClientKey, RefusalKey, Totals, Watched};
 
     // SAFETY: repr(C), made of integers only, without padding bytes (asserted above).
     unsafe impl aya::Pod for Attempt {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ClientKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for RefusalKey {}
     // SAFETY: as above.

@@ -39,6 +39,10 @@ pub struct Settings {
     pub method: Option<Method>,
     /// Kernel side diagnostics: off, or on with the verifier's log.
     pub verbose: bool,
+    /// Also follow descendants of watched processes, and what memory they are refused.
+    pub all_children: bool,
+    /// Further program names (`comm`) whose execution is reported.
+    pub comms: Vec<String>,
     /// The kernel's BTF.
     pub btf: PathBuf,
 }
@@ -48,6 +52,8 @@ impl Default for Settings {
         Self {
             method: None,
             verbose: false,
+            all_children: false,
+            comms: Vec::new(),
             btf: PathBuf::from(btf::VMLINUX),
         }
     }

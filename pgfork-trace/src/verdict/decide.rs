@@ -150,7 +150,7 @@ fn passed(candidate: &Candidate, attempt: &Attempt, coverage: &Coverage) -> Opti
 fn got_past(attempt: &Attempt, check: Check) -> Option<Check> {
     Check::ALL
         .into_iter()
-        .filter(|later| *later > check && *later < Check::TryToFreeMemCgroupPages)
+        .filter(|later| *later > check && later.is_stage())
         .find(|later| attempt.stages & later.bit() != 0)
 }
 

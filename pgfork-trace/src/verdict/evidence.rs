@@ -187,7 +187,7 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Evidence {
         // PIDNS_ADDING, bit 31 of pid_allocated, is cleared when init is gone
         // (kernel/pid.c `disable_pid_allocation`, 5.10 to 7.2).
         pid_namespace_alive: (attempt.valid & valid::PIDNS != 0)
-            .then_some(attempt.state.pid_allocated >> 31 == 1),
+            .then_some(attempt.pidns[0].allocated >> 31 == 1),
     }
 }
 

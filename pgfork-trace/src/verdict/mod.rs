@@ -257,7 +257,7 @@ fn stage(attempt: &Attempt) -> Option<&'static str> {
     Check::ALL
         .into_iter()
         .skip(Check::ArchDupTaskStruct as usize)
-        .take_while(|check| *check < Check::TryToFreeMemCgroupPages)
+        .take_while(|check| check.is_stage())
         .filter(|check| attempt.stages & check.bit() != 0)
         .last()
         .map(|check| plan::row(check).function())

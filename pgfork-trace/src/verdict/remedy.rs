@@ -56,7 +56,7 @@ pub(super) fn scope(cause: Cause, evidence: &Evidence) -> Option<Scope> {
                 ancestor,
             })
         }
-        Cause::Unknown => None,
+        _ => None,
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) fn remedies(cause: Cause, evidence: &Evidence, facts: &Facts) -> Vec<
             .unwrap_or_default(),
         Cause::PidsCgroupMax => pids(evidence, facts),
         Cause::RlimitNproc => nproc(evidence, facts),
-        Cause::Unknown => Vec::new(),
+        _ => Vec::new(),
     }
 }
 

@@ -218,7 +218,7 @@ fn remedies(verdict: &Verdict, style: Style) -> Vec<String> {
     // Ways to more commit limit stand for each other; limits on one path, or now and later, go together.
     let joint = match verdict.cause {
         Cause::CommitLimit => "or ",
-        Cause::PidsCgroupMax | Cause::RlimitNproc | Cause::Unknown => "and ",
+        _ => "and ",
     };
     let commands: Vec<String> = verdict
         .remedy

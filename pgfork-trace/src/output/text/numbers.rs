@@ -27,7 +27,7 @@ pub(super) fn lines(verdict: &Verdict) -> Vec<String> {
             .unwrap_or_default(),
         Cause::PidsCgroupMax => pids(evidence),
         Cause::RlimitNproc => evidence.nproc.as_ref().map(nproc).unwrap_or_default(),
-        Cause::Unknown => unknown(evidence),
+        _ => unknown(evidence),
     }
 }
 

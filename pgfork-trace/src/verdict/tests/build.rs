@@ -96,7 +96,8 @@ impl Build {
     }
 
     pub(super) fn pid_namespace(mut self, allocated: u32) -> Self {
-        self.0.state.pid_allocated = allocated;
+        self.0.pidns[0].allocated = allocated;
+        self.0.pidns_levels = 1;
         self.0.valid |= valid::PIDNS;
         self
     }

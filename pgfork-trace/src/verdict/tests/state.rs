@@ -117,7 +117,7 @@ fn what_is_not_in_the_catalogue_keeps_later_checks_from_being_blamed() {
             full_pids(again())
                 .with(valid::PIDNS_PID_MAX)
                 .pid_namespace(1 << 31 | 32_468)
-                .change(|it| it.state.pidns_pid_max = 32_768),
+                .change(|it| it.pidns[0].pid_max = 32_768),
             facts(),
             None,
         ),
@@ -126,7 +126,7 @@ fn what_is_not_in_the_catalogue_keeps_later_checks_from_being_blamed() {
             full_pids(again())
                 .with(valid::PIDNS_PID_MAX)
                 .pid_namespace(1 << 31 | 32_467)
-                .change(|it| it.state.pidns_pid_max = 32_768),
+                .change(|it| it.pidns[0].pid_max = 32_768),
             facts(),
             PIDS,
         ),

@@ -89,7 +89,7 @@ fn what_was_watched_and_what_the_fork_got_past_are_ruled_out() {
         .failed(Check::AllocPid, EAGAIN)
         .failed(Check::CopyProcess, EAGAIN)
         .with(valid::PIDNS_PID_MAX)
-        .change(|it| it.state.pidns_pid_max = 301)
+        .change(|it| it.pidns[0].pid_max = 301)
         .done();
     let verdict = judge(&attempt, &facts(), &all_hooks());
     assert_eq!(verdict.cause, Cause::Unknown);
