@@ -13,6 +13,8 @@ use crate::{cache, process};
 const PACKAGE: &str = "qemu-system-x86";
 const PROGRAM: &str = "qemu-system-x86_64";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Where packages of Debian 12 still put some libraries.
+const OLD_LIBRARIES: &str = "lib/x86_64-linux-gnu";
 
 /// Installs QEMU if there is none.
 pub(crate) fn ensure() -> Result<()> {
@@ -62,7 +64,15 @@ fn of_root(root: &Path) -> Emulator {
             .flat_map(|dir| [OsString::from("-L"), root.join(dir).into()])
             .collect(),
         environment: vec![
-            ("LD_LIBRARY_PATH", root.join(LIBRARIES).into()),
+            (
+                "LD_LIBRARY_PATH",
+                format!(
+                    "{}:{}",
+                    root.join(LIBRARIES).display(),
+                    root.join(OLD_LIBRARIES).display()
+                )
+                .into(),
+            ),
             ("QEMU_MODULE_DIR", root.join(LIBRARIES).join("qemu").into()),
         ],
     }
@@ -124,11 +134,14 @@ fn unpack(packages: &[&str]) -> Result<()> {
                     .arg(dir),
             )?;
         }
-        let program = of_root(dir).program;
-        if !Path::new(&program).is_file() {
-            bail!("the packages hold no {}", Path::new(&program).display());
-        }
-        Ok(())
+        // Not only there: it must start.
+        let emulator = of_root(dir);
+        process::capture(
+            Command::new(&emulator.program)
+                .arg("--version")
+                .envs(emulator.environment),
+        )
+        .map(|_| ())
     })?;
     step.done();
     Ok(())
@@ -160,7 +173,9 @@ mod tests {
             .filter(|argument| *argument != "-L")
             .chain(emulator.environment.iter().map(|(_, value)| value))
         {
-            assert!(path.to_string_lossy().starts_with("/cache/qemu/usr/"));
+            for part in path.to_string_lossy().split(':') {
+                assert!(part.starts_with("/cache/qemu/"), "{part}");
+            }
         }
     }
 }
