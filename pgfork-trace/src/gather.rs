@@ -125,7 +125,7 @@ impl Gatherer {
                 .flatten()
                 .map(|it| it.total_bytes)
         };
-        let children = children(&self.root, pid);
+        let children = process::children(&self.root, pid);
         let mut charges: Vec<u64> = children
             .iter()
             .rev()
@@ -212,22 +212,6 @@ pub(crate) fn cgroup_fact(level: &Level, controller: Controller) -> Option<Cgrou
         }),
         container: cgroup::container_of(&level.path).map(|container| container.id),
     })
-}
-
-/// Children of `parent`, by pid.
-fn children(root: &Root, parent: Pid) -> Vec<Pid> {
-    let Ok(pids) = process::pids(root) else {
-        return Vec::new();
-    };
-    let is_child = |pid: &Pid| {
-        process::stat(root, *pid)
-            .ok()
-            .flatten()
-            .is_some_and(|stat| stat.parent == parent)
-    };
-    let mut children: Vec<Pid> = pids.filter(is_child).collect();
-    children.sort_unstable();
-    children
 }
 
 /// A name for output: bytes that are not UTF-8 stay recognizable.

@@ -1,12 +1,16 @@
 //! What there is to say: one value for each JSON line. Plain data; text is rendered from the same.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::verdict::{Cause, Certainty, Scope, Verdict, errno_name};
+use crate::verdict::{
+    Cause, Certainty, Scope, Verdict,
+    client::{Child, Client},
+    errno_name,
+};
 
 /// Name and version of the format, in every line.
 pub const SCHEMA: &str = "pgfork-trace/1";
@@ -159,6 +163,12 @@ pub struct Refusal {
     pub postmaster: Postmaster,
     /// Who called.
     pub process: Process,
+    /// Whose connection it was, where a postmaster forked for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<Client>,
+    /// What the child was to be, where a postmaster forked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub child: Option<Child>,
     /// Flags given to clone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clone_flags: Option<u64>,
@@ -175,6 +185,14 @@ pub struct Refusal {
     pub verdict: Verdict,
     /// Records lost between the previous one and this.
     pub lost_before: u64,
+}
+
+impl Refusal {
+    /// Whether a postmaster itself forked: then it was for a client, or for a worker.
+    #[must_use]
+    pub fn is_for_postmaster(&self) -> bool {
+        self.postmaster.kind == WatchedKind::Postmaster && self.process.pid == self.postmaster.pid
+    }
 }
 
 /// Refusals that were counted instead of written.
@@ -266,8 +284,41 @@ pub struct ForkTime {
     pub p99: u64,
 }
 
+/// Connections from one place.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct ClientCount {
+    /// TCP address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub address: Option<IpAddr>,
+    /// User on this host, for Unix sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Connections, refused ones included.
+    pub connects: u64,
+    /// The same over the time watched.
+    pub connects_per_second: f64,
+}
+
+/// Connections to one postmaster: forks for a client.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Connects {
+    /// All of them, refused ones included.
+    pub connects: u64,
+    /// The same over the time watched.
+    pub connects_per_second: f64,
+    /// Forks without a client: for workers and processes of the server's own.
+    pub without_client: u64,
+    /// Clients with most connections first, ten at most.
+    pub clients: Vec<ClientCount>,
+    /// How many more clients there were.
+    pub other_clients: u64,
+    /// Connections of those.
+    pub other_connects: u64,
+}
+
 /// Counts of one watched process.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Totals {
     /// Which.
     pub postmaster: Postmaster,
@@ -286,6 +337,9 @@ pub struct Totals {
     /// Time a fork takes, in nanoseconds; absent when it was not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fork_time_ns: Option<ForkTime>,
+    /// Connections by client; absent where they were not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connects>,
 }
 
 /// Why watching ended.

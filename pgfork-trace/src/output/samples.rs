@@ -11,6 +11,7 @@ use crate::verdict::{
     Cause, Certainty, CgroupLevel, CheckSeen, Considered, Evidence, NprocEvidence,
     NprocLevelEvidence, OvercommitEvidence, Remedy, Scope, ThreadsEvidence, TrailEntry, UserTasks,
     Verdict,
+    client::{Child, ChildKind, Client},
 };
 
 const KIB: u64 = 1024;
@@ -71,6 +72,21 @@ fn verdict(cause: Cause, certainty: Certainty, because: &str) -> Verdict {
     }
 }
 
+fn tcp_client() -> Client {
+    Client::Tcp4 {
+        address: "10.0.3.17".to_owned(),
+        port: 52114,
+    }
+}
+
+fn child(kind: ChildKind, certainty: Certainty) -> Option<Child> {
+    Some(Child {
+        kind,
+        certainty,
+        likely: None,
+    })
+}
+
 fn refusal(ret: i32, verdict: Verdict) -> Refusal {
     Refusal {
         postmaster: postmaster(),
@@ -79,6 +95,8 @@ fn refusal(ret: i32, verdict: Verdict) -> Refusal {
             tid: 1843,
             comm: Some("postgres".to_owned()),
         },
+        client: Some(tcp_client()),
+        child: child(ChildKind::ClientBackend, Certainty::Observed),
         clone_flags: Some(0x0120_0011),
         errno: Some(Errno::from_ret(ret)),
         duration_ns: Some(310_250),
@@ -160,6 +178,11 @@ pub(super) fn commit_limit() -> Refusal {
 pub(super) fn commit_limit_deduced() -> Refusal {
     let mut refusal = commit_limit();
     refusal.method = Method::Tracepoint;
+    refusal.client = Some(Client::Unix {
+        pid: Some(901),
+        uid: 1000,
+        comm: Some("psql".to_owned()),
+    });
     refusal.errno = None;
     refusal.clone_flags = None;
     refusal.duration_ns = None;
@@ -237,6 +260,12 @@ pub(super) fn pids() -> Refusal {
     ];
     let mut refusal = refusal(-libc::EAGAIN, verdict);
     refusal.lost_before = 3;
+    refusal.client = None;
+    refusal.child = Some(Child {
+        kind: ChildKind::Worker,
+        certainty: Certainty::Deduced,
+        likely: Some("checkpointer"),
+    });
     refusal
 }
 
@@ -295,6 +324,7 @@ pub(super) fn nproc() -> Refusal {
     ];
     let mut refusal = refusal(-libc::EAGAIN, verdict);
     refusal.postmaster = pooler();
+    (refusal.client, refusal.child) = (None, None);
     refusal.process = Process {
         pid: 77,
         tid: 79,
@@ -347,7 +377,10 @@ pub(super) fn unknown() -> Refusal {
         why: "the init process of the pid namespace for children is gone".to_owned(),
     }];
     verdict.not_seen = (1..=7).map(|n| format!("check_{n}: not in BTF")).collect();
-    refusal(-libc::ENOMEM, verdict)
+    let mut refusal = refusal(-libc::ENOMEM, verdict);
+    refusal.client = None;
+    refusal.child = child(ChildKind::Unknown, Certainty::Unknown);
+    refusal
 }
 
 /// Next to nothing could be read.
@@ -367,6 +400,8 @@ pub(super) fn sparse() -> Refusal {
             tid: 9,
             comm: None,
         },
+        client: None,
+        child: None,
         clone_flags: None,
         errno: None,
         duration_ns: None,
@@ -421,6 +456,11 @@ pub(super) fn hostile() -> Refusal {
     verdict.ruled_out = considered();
     verdict.also_possible = considered();
     verdict.not_seen = vec![bad()];
+    refusal.client = Some(Client::Unix {
+        pid: Some(5),
+        uid: 0,
+        comm: Some(bad()),
+    });
     refusal
 }
 

@@ -1,6 +1,7 @@
 //! Lines as text for people.
 
 mod block;
+mod client;
 mod numbers;
 mod style;
 mod summary;

@@ -153,6 +153,11 @@ fn summaries_are_honest() {
         samples::end(3, 7, false),
     );
     shown += &end(&[], samples::end(0, 0, true));
+    let connected = Totals {
+        connections: Some(samples::connects()),
+        ..samples::totals(pm(), 1_204, &[("commit_limit", 413)])
+    };
+    shown += &end(&[connected], samples::end(413, 0, true));
     shown += &end(
         &[samples::totals(pm(), 5, &[("details_lost", 1)])],
         End {

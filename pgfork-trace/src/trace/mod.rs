@@ -1,5 +1,6 @@
 //! `pgfork-trace trace`: watch, judge, report.
 
+mod clients;
 mod privileges;
 mod signals;
 mod totals;
@@ -34,6 +35,7 @@ use crate::{
     postgres,
     verdict::{self, Verdict},
 };
+use clients::Clients;
 use signals::Signals;
 use watchlist::{Found, Watchlist};
 
@@ -78,6 +80,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     let capture = Capture::start(&settings)?;
     let mut trace = Trace {
         gatherer: Gatherer::new(Root::default()),
+        clients: Clients::default(),
         watchlist: Watchlist::new(options.plan.filter.clone()),
         root,
         capture,
@@ -129,6 +132,7 @@ struct Trace<'a> {
     reporter: &'a mut Reporter,
     watchlist: Watchlist,
     gatherer: Gatherer,
+    clients: Clients,
     refusals: u64,
     until: Option<u64>,
     lost_seen: u64,
@@ -343,13 +347,18 @@ impl Trace<'_> {
             .by_cause
             .entry(verdict.cause.id().to_owned())
             .or_default() += 1;
-        let line = refusal_line(
-            attempt,
-            watched.shown.clone(),
-            self.capture.coverage().method,
-            verdict,
-        );
-        self.emit(&line)?;
+        let shown = watched.shown.clone();
+        let method = self.capture.coverage().method;
+        let mut refusal = refusal_of(attempt, shown, method, verdict);
+        if refusal.is_for_postmaster() {
+            let version = refusal.postmaster.version.as_deref();
+            let (client, child) = self
+                .clients
+                .of(&self.root, attempt, version, Instant::now());
+            refusal.client = client;
+            refusal.child = Some(child);
+        }
+        self.emit(&Line::Refusal(Box::new(refusal)))?;
         if self.until.is_some_and(|until| self.refusals >= until) {
             return Err(Stop::End(EndReason::Until));
         }
@@ -359,6 +368,7 @@ impl Trace<'_> {
     fn exited(&mut self, pid: u32) -> Result<(), Closed> {
         self.capture.unwatch(pid);
         self.gatherer.forget(pid);
+        self.clients.forget(pid);
         let Some(watched) = self.watchlist.remove(pid) else {
             return Ok(());
         };
@@ -402,6 +412,7 @@ impl Trace<'_> {
         let mut lost = 0;
         let mut refused = 0;
         let mut lines = Vec::new();
+        let clients = self.capture.clients();
         for watched in self.watchlist.everyone() {
             let Some(counted) = self.capture.totals(watched.id.pid) else {
                 continue;
@@ -416,11 +427,9 @@ impl Trace<'_> {
                 lost += count;
                 lines.push(Line::Lost(Lost { what, count }));
             }
-            lines.push(Line::Totals(totals::totals(
-                watched.shown.clone(),
-                &counted,
-                &watched.by_cause,
-            )));
+            let mut totals = totals::totals(watched.shown.clone(), &counted, &watched.by_cause);
+            totals.connections = totals::connections(&clients, watched.id.pid, watched.time());
+            lines.push(Line::Totals(totals));
         }
         let counted_by_kind: u64 = self.capture.refusals().iter().map(|(_, count)| count).sum();
         lines.push(Line::End(End {
@@ -446,32 +455,34 @@ async fn at(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-fn refusal_line(
+fn refusal_of(
     attempt: &Attempt,
     postmaster: crate::output::line::Postmaster,
     method: Method,
     verdict: Verdict,
-) -> Line {
+) -> Refusal {
     let end = attempt
         .comm
         .iter()
         .position(|byte| *byte == 0)
         .unwrap_or(attempt.comm.len());
     let comm = std::os::unix::ffi::OsStrExt::from_bytes(&attempt.comm[..end]);
-    Line::Refusal(Box::new(Refusal {
+    Refusal {
         postmaster,
         process: Process {
             pid: attempt.tgid,
             tid: attempt.tid,
             comm: Some(text(comm)),
         },
+        client: None,
+        child: None,
         clone_flags: (attempt.clone_flags != 0).then_some(attempt.clone_flags),
         errno: (attempt.valid & valid::RET != 0).then(|| Errno::from_ret(attempt.ret)),
         duration_ns: attempt.end_ns.checked_sub(attempt.start_ns),
         method,
         verdict,
         lost_before: attempt.lost_before,
-    }))
+    }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -1,10 +1,19 @@
 //! Totals of one watched process, as they are reported. Pure.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
-use pgfork_trace_common::{HISTOGRAM_BUCKETS, Totals as Counted, bucket_floor};
+use pgfork_trace_common::{ClientKey, HISTOGRAM_BUCKETS, Totals as Counted, bucket_floor};
 
-use crate::output::line::{DETAILS_LOST, ForkTime, Postmaster, Totals};
+use crate::{
+    output::line::{ClientCount, Connects, DETAILS_LOST, ForkTime, Postmaster, Totals},
+    verdict::client::{Origin, origin},
+};
+
+/// Most clients that are named; the rest is counted together.
+const NAMED_CLIENTS: usize = 10;
 
 /// Completes the kernel side's exact counts with the causes that were judged.
 pub(super) fn totals(
@@ -27,7 +36,61 @@ pub(super) fn totals(
         untracked: counted.untracked + counted.missed,
         refused_by_cause,
         fork_time_ns: fork_time(&counted.histogram),
+        connections: None,
     }
+}
+
+/// Connections to postmaster `tgid` over the time `watched`, out of all counts. `None` when none
+/// of its forks was looked at.
+pub(super) fn connections(
+    counts: &[(ClientKey, u64)],
+    tgid: u32,
+    watched: Duration,
+) -> Option<Connects> {
+    // The same address may be counted as IPv4 and as IPv4 in IPv6.
+    let mut by_origin: HashMap<Origin, u64> = HashMap::new();
+    for (key, count) in counts.iter().filter(|(key, _)| key.tgid == tgid) {
+        if let Some(origin) = origin(key) {
+            *by_origin.entry(origin).or_default() += count;
+        }
+    }
+    if by_origin.is_empty() {
+        return None;
+    }
+    let without_client = by_origin.remove(&Origin::Nobody).unwrap_or(0);
+    let connects = by_origin.values().sum();
+    let mut sorted: Vec<(Origin, u64)> = by_origin.into_iter().collect();
+    sorted.sort_unstable_by_key(|(origin, count)| (std::cmp::Reverse(*count), *origin));
+    let others = sorted.split_off(sorted.len().min(NAMED_CLIENTS));
+    let clients = sorted
+        .into_iter()
+        .map(|(origin, connects)| ClientCount {
+            address: match origin {
+                Origin::Address(address) => Some(address),
+                _ => None,
+            },
+            uid: match origin {
+                Origin::Uid(uid) => Some(uid),
+                _ => None,
+            },
+            connects,
+            connects_per_second: per_second(connects, watched),
+        })
+        .collect();
+    Some(Connects {
+        connects,
+        connects_per_second: per_second(connects, watched),
+        without_client,
+        clients,
+        other_clients: others.len() as u64,
+        other_connects: others.iter().map(|(_, count)| count).sum(),
+    })
+}
+
+/// To three decimals: more would be noise.
+fn per_second(count: u64, time: Duration) -> f64 {
+    let seconds = time.as_secs_f64().max(0.001);
+    (count as f64 / seconds * 1000.0).round() / 1000.0
 }
 
 fn fork_time(histogram: &[u64; HISTOGRAM_BUCKETS]) -> Option<ForkTime> {
@@ -73,6 +136,62 @@ mod tests {
         let time = fork_time(&histogram).unwrap();
         assert!(time.p50.abs_diff(420_000) < 420_000 / 8, "{}", time.p50);
         assert!(time.p99.abs_diff(3_100_000) < 3_100_000 / 8, "{}", time.p99);
+    }
+
+    fn key(tgid: u32, family: i32, last: u8) -> ClientKey {
+        let mut address = [0; 16];
+        address[..4].copy_from_slice(&[10, 0, 0, last]);
+        ClientKey {
+            tgid,
+            family: u32::try_from(family).unwrap(),
+            uid: u32::from(last),
+            address,
+        }
+    }
+
+    #[test]
+    fn connections_by_client() {
+        let mut counts = vec![
+            (key(1, libc::AF_INET, 1), 6),
+            (key(1, libc::AF_UNIX, 26), 9),
+            (key(1, 0, 0), 4),
+            (key(2, libc::AF_INET, 1), 1000),
+        ];
+        let mut mapped = ClientKey {
+            family: libc::AF_INET6 as u32,
+            ..key(1, 0, 0)
+        };
+        mapped.address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
+        counts.push((mapped, 4));
+        let time = Duration::from_secs(10);
+        let found = connections(&counts, 1, time).unwrap();
+        assert_eq!((found.connects, found.without_client), (19, 4));
+        assert!((found.connects_per_second - 1.9).abs() < 1e-9);
+        assert_eq!(found.clients.len(), 2);
+        assert_eq!(
+            (found.clients[0].address, found.clients[0].connects),
+            (Some([10, 0, 0, 1].into()), 10)
+        );
+        assert_eq!(
+            (found.clients[1].uid, found.clients[1].connects),
+            (Some(26), 9)
+        );
+        assert_eq!(connections(&counts, 3, time), None);
+    }
+
+    #[test]
+    fn many_clients_are_bounded_and_none_is_lost() {
+        let counts: Vec<_> = (0..200)
+            .map(|last| (key(1, libc::AF_INET, last), 1 + u64::from(last)))
+            .collect();
+        let found = connections(&counts, 1, Duration::ZERO).unwrap();
+        assert_eq!(found.clients.len(), NAMED_CLIENTS);
+        assert_eq!(found.clients[0].connects, 200);
+        assert_eq!(found.other_clients, 190);
+        let named: u64 = found.clients.iter().map(|it| it.connects).sum();
+        assert_eq!(named + found.other_connects, found.connects);
+        // A moment's rate is large, not infinite.
+        assert!(found.connects_per_second.is_finite());
     }
 
     #[test]

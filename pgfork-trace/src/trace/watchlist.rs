@@ -25,6 +25,16 @@ pub(super) struct Watched {
     pub(super) shown: line::Postmaster,
     data_dir: Option<PathBuf>,
     pub(super) by_cause: BTreeMap<String, u64>,
+    since: Instant,
+    until: Option<Instant>,
+}
+
+impl Watched {
+    /// How long it was, or has been, watched.
+    pub(super) fn time(&self) -> Duration {
+        let until = self.until.unwrap_or_else(Instant::now);
+        until.duration_since(self.since)
+    }
 }
 
 /// All that are or were watched, and candidates.
@@ -60,7 +70,8 @@ impl Watchlist {
 
     pub(super) fn remove(&mut self, pid: Pid) -> Option<&Watched> {
         self.candidates.remove(&pid);
-        let watched = self.alive.remove(&pid)?;
+        let mut watched = self.alive.remove(&pid)?;
+        watched.until = Some(Instant::now());
         self.gone.push(watched);
         self.gone.last()
     }
@@ -200,6 +211,8 @@ fn watched_postmaster(postmaster: &Postmaster) -> Watched {
         },
         data_dir: Some(postmaster.data_dir.clone()),
         by_cause: BTreeMap::new(),
+        since: Instant::now(),
+        until: None,
     }
 }
 
@@ -219,5 +232,7 @@ fn watched_process(process: &AnyProcess) -> Watched {
         },
         data_dir: None,
         by_cause: BTreeMap::new(),
+        since: Instant::now(),
+        until: None,
     }
 }

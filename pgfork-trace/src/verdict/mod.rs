@@ -2,6 +2,7 @@
 
 mod candidates;
 mod causes;
+pub mod client;
 mod decide;
 mod evidence;
 mod facts;

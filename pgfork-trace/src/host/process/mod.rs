@@ -278,5 +278,17 @@ pub fn pids(root: &Root) -> Result<impl Iterator<Item = Pid> + use<>, ReadError>
         .filter_map(|entry| read::parse(entry.file_name().as_bytes())))
 }
 
+/// Children of `parent`, by pid; none when `/proc` cannot be listed.
+pub fn children(root: &Root, parent: Pid) -> Vec<Pid> {
+    let is_child = |pid: &Pid| {
+        let stat = stat(root, *pid).ok().flatten();
+        stat.is_some_and(|stat| stat.parent == parent)
+    };
+    let pids = pids(root).into_iter().flatten();
+    let mut children: Vec<Pid> = pids.filter(is_child).collect();
+    children.sort_unstable();
+    children
+}
+
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     super::line::{
-        Change, End, EndReason, ForkTime, Line, Lost, LostWhat, Method, Notice, Postmaster,
-        PostmasterChange, Repeat, Start, Totals,
+        Change, ClientCount, Connects, End, EndReason, ForkTime, Line, Lost, LostWhat, Method,
+        Notice, Postmaster, PostmasterChange, Repeat, Start, Totals,
     },
     in_container, pooler, postmaster, refusals,
 };
@@ -63,6 +63,29 @@ pub(in crate::output) fn totals(
     }
 }
 
+/// Eleven addresses and a local user.
+pub(in crate::output) fn connects() -> Connects {
+    let count = |address: Option<&str>, uid, connects: u32| ClientCount {
+        address: address.map(|it| it.parse().unwrap()),
+        uid,
+        connects: connects.into(),
+        connects_per_second: f64::from(connects) / 134.0,
+    };
+    Connects {
+        connects: 1_190,
+        connects_per_second: 8.881,
+        without_client: 14,
+        clients: vec![
+            count(Some("10.0.3.17"), None, 1_100),
+            count(None, Some(1000), 60),
+            count(Some("2001:db8::7"), None, 20),
+            count(Some("10.0.3.18"), None, 6),
+        ],
+        other_clients: 2,
+        other_connects: 4,
+    }
+}
+
 pub(in crate::output) fn end(refusals: u64, lost: u64, accounted: bool) -> End {
     End {
         watched_ns: 134_000_000_000,
@@ -86,7 +109,10 @@ pub(in crate::output) fn all() -> Vec<Line> {
         change(Change::Gone, None),
         change(Change::Restarted, Some(5)),
         Notice::line("proc_hidden", "other users' processes are hidden: hidepid"),
-        Line::Totals(totals(postmaster(), 1_204, &[("commit_limit", 413)])),
+        Line::Totals(Totals {
+            connections: Some(connects()),
+            ..totals(postmaster(), 1_204, &[("commit_limit", 413)])
+        }),
         Line::Totals(Totals::default()),
         Line::End(end(413, 0, true)),
     ];

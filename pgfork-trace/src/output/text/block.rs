@@ -3,14 +3,17 @@
 use super::{
     super::{
         escape::{name, sentence},
-        line::{Errno, Refusal, WatchedKind},
+        line::{Errno, Refusal},
         units::counted,
     },
-    container, numbers,
+    client, container, numbers,
     style::Style,
     who,
 };
-use crate::verdict::{Cause, Certainty, CheckSeen, Considered, Remedy, Scope, Verdict};
+use crate::verdict::{
+    Cause, Certainty, CheckSeen, Considered, Remedy, Scope, Verdict,
+    client::{Child, ChildKind},
+};
 
 /// Column of the certainty.
 const CERTAINTY_COLUMN: usize = 76;
@@ -44,10 +47,11 @@ pub(super) fn refusal(clock: &str, refusal: &Refusal, style: Style) -> String {
     let verdict = &refusal.verdict;
     let mut block = Block {
         out: format!(
-            "{clock}  {}  {}{}\n",
+            "{clock}  {}  {}{}{}\n",
             style.alarm("REFUSED"),
             style.strong(&who(&refusal.postmaster)),
-            caller(refusal)
+            caller(refusal),
+            client::whose(refusal)
         ),
         style,
     };
@@ -99,21 +103,30 @@ fn caller(refusal: &Refusal) -> String {
     }
 }
 
-/// PostgreSQL's own words, as its log and the client have them.
+/// PostgreSQL's own words, as its log and the client have them. For a connection they are the
+/// same in versions 13 to 18 (src/backend/postmaster/postmaster.c `BackendStartup`); for
+/// anything else they name the process, which is not known here.
 fn errno(refusal: &Refusal) -> String {
-    let server = refusal.postmaster.kind == WatchedKind::Postmaster
-        && refusal.process.pid == refusal.postmaster.pid;
-    match (&refusal.errno, server) {
-        (Some(errno), true) => format!(
+    let for_client = matches!(
+        &refusal.child,
+        Some(Child {
+            kind: ChildKind::ClientBackend,
+            ..
+        })
+    );
+    let server = refusal.is_for_postmaster();
+    match &refusal.errno {
+        Some(errno) if for_client => format!(
             "{}: \"could not fork new process for connection: {}\"",
             errno.name,
             strerror(errno)
         ),
-        (Some(errno), false) => format!("{}: {}", errno.name, strerror(errno)),
-        (None, true) => {
+        Some(errno) => format!("{}: {}", errno.name, strerror(errno)),
+        None if for_client => {
             "not readable here; the server log has it: \"could not fork new process for connection: ...\"".to_owned()
         }
-        (None, false) => "not readable here".to_owned(),
+        None if server => "not readable here; the server log has it: \"could not fork ...\"".to_owned(),
+        None => "not readable here".to_owned(),
     }
 }
 

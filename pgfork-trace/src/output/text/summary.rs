@@ -5,7 +5,7 @@ use super::{
         line::{DETAILS_LOST, End, EndReason, Totals},
         units::{count, counted, long_time, short_time},
     },
-    kind_and_pid,
+    client, kind_and_pid,
 };
 
 /// The last lines.
@@ -65,6 +65,9 @@ pub(super) fn totals(totals: &Totals) -> String {
             short_time(time.p50),
             short_time(time.p99)
         );
+    }
+    if let Some(row) = totals.connections.as_ref().and_then(client::connections) {
+        out += &format!("\n  {row}");
     }
     out
 }
