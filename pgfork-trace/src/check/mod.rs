@@ -27,12 +27,12 @@ pub use report::{LimitReport, Report, SCHEMA, ServerReport, Trend};
 use crate::{
     cli::CheckPlan,
     gather::text,
-    host::Root,
+    host::{Pid, Root},
     output::{OutputOptions, Surroundings, check_document, check_text, write_metrics},
-    postgres::{Filter, Postmaster, Target, discover, presumed, select},
+    postgres::{Filter, Identity, Postmaster, Target, discover, identify, presumed, select},
     verdict::{
         findings::findings,
-        headroom::{self, Near, Row},
+        headroom::{self, HeadroomFacts, Near, Row},
     },
 };
 use host::Host;
@@ -169,6 +169,16 @@ fn servers(root: &Root, filter: &Filter) -> Result<(Vec<Postmaster>, Vec<String>
     }
     not_seen.extend(found.hidden);
     Ok((servers, not_seen))
+}
+
+/// What the room under every limit of the postmaster `pid` is computed from. `None` when it is
+/// no postmaster any more, or nothing of the host can be read.
+pub(crate) fn headroom_facts(root: &Root, pid: Pid) -> Option<HeadroomFacts> {
+    let Ok(Identity::Postmaster(postmaster)) = identify(root, pid) else {
+        return None;
+    };
+    let host = Host::read(root).ok()?;
+    Some(Server::read(root, &host, *postmaster).headroom)
 }
 
 fn describe(

@@ -10,6 +10,7 @@ use crate::verdict::{
     Cause, Certainty, Scope, Verdict,
     client::{Child, Client},
     errno_name,
+    headroom::NextLimit,
 };
 
 /// Name and version of the format, in every line.
@@ -183,6 +184,9 @@ pub struct Refusal {
     /// The verdict.
     #[serde(flatten)]
     pub verdict: Verdict,
+    /// Which limit refuses a postmaster next, once the remedy is in place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_limit: Option<NextLimit>,
     /// Records lost between the previous one and this.
     pub lost_before: u64,
 }

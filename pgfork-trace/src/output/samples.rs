@@ -12,6 +12,7 @@ use crate::verdict::{
     NprocLevelEvidence, OvercommitEvidence, Remedy, Scope, ThreadsEvidence, TrailEntry, UserTasks,
     Verdict,
     client::{Child, ChildKind, Client},
+    headroom::{Effect, Limit, NextLimit, Place, Unit},
 };
 
 const KIB: u64 = 1024;
@@ -102,6 +103,7 @@ fn refusal(ret: i32, verdict: Verdict) -> Refusal {
         duration_ns: Some(310_250),
         method: Method::Fexit,
         verdict,
+        next_limit: None,
         lost_before: 0,
     }
 }
@@ -132,6 +134,25 @@ pub(super) fn overcommit() -> OvercommitEvidence {
         mem_available_bytes: Some(7_577 * MIB),
         swap_total_bytes: Some(0),
         backend_commit_bytes: Some(14 * MIB),
+    }
+}
+
+fn next_limit(path: &str) -> NextLimit {
+    NextLimit {
+        limit: Limit::PidsCgroupMax,
+        scope: Place::Cgroup {
+            path: format!("/{path}"),
+            ancestor: 0,
+            unit: None,
+            property: "TasksMax".to_owned(),
+            container: None,
+        },
+        effect: Effect::RefusesEagain,
+        unit: Unit::Tasks,
+        max: Some(512),
+        room: Some(37),
+        backends: 37,
+        text: format!("after that, pids_cgroup_max refuses first: {path}, 37 left of 512"),
     }
 }
 
@@ -171,7 +192,9 @@ pub(super) fn commit_limit() -> Refusal {
             true,
         ),
     ];
-    refusal(-libc::ENOMEM, verdict)
+    let mut refusal = refusal(-libc::ENOMEM, verdict);
+    refusal.next_limit = Some(next_limit("system.slice/postgresql@15-main.service"));
+    refusal
 }
 
 /// The same in the method that reads right after the fact.
@@ -407,6 +430,7 @@ pub(super) fn sparse() -> Refusal {
         duration_ns: None,
         method: Method::Tracepoint,
         verdict,
+        next_limit: None,
         lost_before: 0,
     }
 }
@@ -456,6 +480,7 @@ pub(super) fn hostile() -> Refusal {
     verdict.ruled_out = considered();
     verdict.also_possible = considered();
     verdict.not_seen = vec![bad()];
+    refusal.next_limit = Some(next_limit(HOSTILE));
     refusal.client = Some(Client::Unix {
         pid: Some(5),
         uid: 0,

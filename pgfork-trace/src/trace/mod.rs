@@ -1,6 +1,9 @@
 //! `pgfork-trace trace`: watch, judge, report.
 
+mod armed;
+mod arming;
 mod clients;
+mod next;
 mod privileges;
 mod signals;
 mod totals;
@@ -35,7 +38,9 @@ use crate::{
     postgres,
     verdict::{self, Verdict},
 };
+use armed::Armed;
 use clients::Clients;
+use next::NextLimits;
 use signals::Signals;
 use watchlist::{Found, Watchlist};
 
@@ -81,6 +86,8 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     let mut trace = Trace {
         gatherer: Gatherer::new(Root::default()),
         clients: Clients::default(),
+        armed: Armed::default(),
+        next_limits: NextLimits::default(),
         watchlist: Watchlist::new(options.plan.filter.clone()),
         root,
         capture,
@@ -133,6 +140,8 @@ struct Trace<'a> {
     watchlist: Watchlist,
     gatherer: Gatherer,
     clients: Clients,
+    armed: Armed,
+    next_limits: NextLimits,
     refusals: u64,
     until: Option<u64>,
     lost_seen: u64,
@@ -278,6 +287,7 @@ impl Trace<'_> {
         self.drain()?;
         self.catch_up()?;
         self.look_again()?;
+        self.disarm()?;
         self.reporter.tick(Timestamp::now())?;
         if self.watchlist.is_over() {
             return Err(Stop::End(EndReason::NoMore));
@@ -357,8 +367,18 @@ impl Trace<'_> {
                 .of(&self.root, attempt, version, Instant::now());
             refusal.client = client;
             refusal.child = Some(child);
+            refusal.next_limit =
+                self.next_limits
+                    .after(&self.root, attempt.tgid, &refusal.verdict, Instant::now());
         }
+        let open = armed::is_open(
+            (attempt.valid & valid::RET != 0).then_some(attempt.ret),
+            &refusal.verdict,
+        );
         self.emit(&Line::Refusal(Box::new(refusal)))?;
+        if open {
+            self.arm()?;
+        }
         if self.until.is_some_and(|until| self.refusals >= until) {
             return Err(Stop::End(EndReason::Until));
         }
@@ -369,6 +389,7 @@ impl Trace<'_> {
         self.capture.unwatch(pid);
         self.gatherer.forget(pid);
         self.clients.forget(pid);
+        self.next_limits.forget(pid);
         let Some(watched) = self.watchlist.remove(pid) else {
             return Ok(());
         };
@@ -481,6 +502,7 @@ fn refusal_of(
         duration_ns: attempt.end_ns.checked_sub(attempt.start_ns),
         method,
         verdict,
+        next_limit: None,
         lost_before: attempt.lost_before,
     }
 }

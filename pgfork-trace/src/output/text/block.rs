@@ -74,6 +74,8 @@ pub(super) fn refusal(clock: &str, refusal: &Refusal, style: Style) -> String {
         block.rows("not seen", not_seen(&verdict.not_seen));
     }
     block.rows("remedy", remedies(verdict, style));
+    let next = refusal.next_limit.as_ref();
+    block.rows("next", next.map(|next| sentence(&next.text).into_owned()));
     if refusal.lost_before > 0 {
         block.row(
             "lost",

@@ -5,10 +5,12 @@
 
 mod limits;
 mod memory;
+mod next;
 mod remedies;
 #[cfg(test)]
 mod tests;
 
+pub use next::{NextLimit, next};
 use schemars::JsonSchema;
 use serde::Serialize;
 

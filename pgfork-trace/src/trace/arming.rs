@@ -1,0 +1,59 @@
+//! Attaches and detaches the checks on hot paths, and says so.
+
+use std::time::Instant;
+
+use super::{Armed, Trace};
+use crate::{
+    kernel::plan::Method,
+    output::{Closed, line::Notice, units::counted},
+};
+
+impl Trace<'_> {
+    /// After a refusal that the base set leaves open.
+    pub(super) fn arm(&mut self) -> Result<(), Closed> {
+        let now = Instant::now();
+        // Nothing is attached to the kernel's functions there.
+        if self.capture.coverage().method == Method::Tracepoint || !self.armed.refusal(now) {
+            return Ok(());
+        }
+        let notice = match self.capture.arm() {
+            Ok(probes) if self.armed.attached(probes, now) => Notice::line(
+                "armed",
+                format!(
+                    "the checks that are always watched do not say which allocation failed: {} on memory charging and page tables added, until {} minutes after the last such refusal; they slow every process a little",
+                    counted(probes as u64, "probe", "probes"),
+                    Armed::MINUTES
+                ),
+            ),
+            Ok(_) => Notice::line(
+                "arm_failed",
+                "the checks that are always watched do not say which allocation failed, and no further ones can be watched on this kernel",
+            ),
+            Err(error) => {
+                self.armed.failed(now);
+                Notice::line(
+                    "arm_failed",
+                    format!(
+                        "the checks that are always watched do not say which allocation failed, and further ones could not be attached: {error}"
+                    ),
+                )
+            }
+        };
+        self.emit(&notice)
+    }
+
+    /// When their time is over.
+    pub(super) fn disarm(&mut self) -> Result<(), Closed> {
+        if !self.armed.is_over(Instant::now()) {
+            return Ok(());
+        }
+        self.capture.disarm();
+        self.emit(&Notice::line(
+            "disarmed",
+            format!(
+                "no refusal was left open for {} minutes: the added probes are detached",
+                Armed::MINUTES
+            ),
+        ))
+    }
+}
