@@ -15,6 +15,9 @@ use crate::{
 /// Smallest `--max-size`: room for the start, some refusals and the totals.
 const SMALLEST_MAX_SIZE: u64 = 64 * 1024;
 
+/// Most names with `--comm`: the kernel side keeps so many, next to those of PostgreSQL's own.
+const MOST_COMMS: usize = 12;
+
 const AFTER_HELP: &str = "\
 Exit status:
   0  ran, and saw no refusal
@@ -27,6 +30,7 @@ Examples:
   pgfork-trace --port 5432 --for 5m       one of them, for five minutes
   pgfork-trace --until 1 -o refusal.json  until the first refusal, kept as JSON
   pgfork-trace --pid $(pidof pgbouncer)   any process that forks
+  pgfork-trace --comm pgbouncer           all of that name, now and later
   pgfork-trace check                      what refuses next, how soon, and what to type
   pgfork-trace probes                     what can be watched on this kernel
 
@@ -105,6 +109,9 @@ struct TraceFlags {
     /// Watch the postmaster of this data directory (repeatable)
     #[arg(long = "data-dir", value_name = "DIR")]
     data_dirs: Vec<PathBuf>,
+    /// Watch all processes of this name (comm, 15 bytes of it), also those that start later (repeatable)
+    #[arg(long = "comm", value_name = "NAME", value_parser = parse_comm)]
+    comms: Vec<String>,
     /// Also write JSON lines to FILE, which must not exist yet
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -152,6 +159,7 @@ impl CheckFlags {
                 pids: self.pids,
                 ports: self.ports,
                 data_dirs: self.data_dirs,
+                comms: Vec::new(),
             },
             near: Near {
                 backends: self.near_backends,
@@ -178,10 +186,12 @@ impl TraceFlags {
         self.pids.extend(later.pids);
         self.ports.extend(later.ports);
         self.data_dirs.extend(later.data_dirs);
+        self.comms.extend(later.comms);
         Self {
             pids: self.pids,
             ports: self.ports,
             data_dirs: self.data_dirs,
+            comms: self.comms,
             output: later.output.or(self.output),
             max_size: later.max_size.or(self.max_size),
             duration: later.duration.or(self.duration),
@@ -280,6 +290,9 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
     if trace.max_size.is_some() && !common.json && trace.output.is_none() {
         return Err(conflict("--max-size limits JSON: add --json or -o FILE"));
     }
+    if trace.comms.len() > MOST_COMMS {
+        return Err(conflict(&format!("at most {MOST_COMMS} names with --comm")));
+    }
     let output = OutputOptions {
         json: common.json,
         file: trace.output,
@@ -293,6 +306,7 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
             pids: trace.pids,
             ports: trace.ports,
             data_dirs: trace.data_dirs,
+            comms: trace.comms,
         },
         duration: trace.duration,
         until: trace.until,
@@ -339,6 +353,13 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         // About 30 years: far below what adding to a clock can take.
         Some(seconds) if seconds <= 1_000_000_000 => Ok(Duration::from_secs(seconds)),
         _ => Err("too large".to_owned()),
+    }
+}
+
+fn parse_comm(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("a name is expected".to_owned()),
+        _ => Ok(text.to_owned()),
     }
 }
 

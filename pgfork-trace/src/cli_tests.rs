@@ -73,6 +73,23 @@ fn lists_are_repeatable() {
 }
 
 #[test]
+fn names_are_repeatable_and_bounded() {
+    // A comma may be part of a name.
+    let two = trace(&["--comm", "pgbouncer", "trace", "--comm", "a b,c"]);
+    assert_eq!(two.filter.comms, ["pgbouncer", "a b,c"]);
+    assert!(refused(&["--comm", ""]).to_string().contains("--comm"));
+    let many: Vec<&str> = ["--comm", "x"].repeat(MOST_COMMS);
+    assert_eq!(trace(&many).filter.comms.len(), MOST_COMMS);
+    let more: Vec<&str> = ["--comm", "x"].repeat(MOST_COMMS + 1);
+    assert!(refused(&more).to_string().contains("at most 12"));
+    assert!(
+        refused(&["check", "--comm", "x"])
+            .to_string()
+            .contains("--comm")
+    );
+}
+
+#[test]
 fn output_options() {
     let plan = plan(&[
         "-o",

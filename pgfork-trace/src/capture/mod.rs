@@ -150,6 +150,14 @@ impl Capture {
         self.totals.get(&pid, 0).ok()
     }
 
+    /// The same of a process that is watched no more; its place is free for another.
+    pub fn take_totals(&mut self, pid: u32) -> Option<Totals> {
+        let totals = self.totals(pid)?;
+        // Absent is what is wanted.
+        let _ = self.totals.remove(&pid);
+        Some(totals)
+    }
+
     /// Connections of postmasters so far, by client; family 0 counts forks for none.
     #[must_use]
     pub fn clients(&self) -> Vec<(ClientKey, u64)> {

@@ -75,7 +75,7 @@ pub enum WatchedKind {
     /// A PostgreSQL postmaster.
     #[default]
     Postmaster,
-    /// Any other process, named with `--pid`.
+    /// Any other process, named with `--pid` or `--comm`.
     Process,
 }
 
@@ -123,6 +123,9 @@ pub struct Start {
     pub not_seen: Vec<String>,
     /// Watched processes; empty while waiting for a postmaster.
     pub postmasters: Vec<Postmaster>,
+    /// Names asked for with `--comm`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
 }
 
 /// The process that called fork.
@@ -279,6 +282,14 @@ impl Notice {
     }
 }
 
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks with a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// Time from the entry to the exit of a fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ForkTime {
@@ -326,6 +337,9 @@ pub struct Connects {
 pub struct Totals {
     /// Which.
     pub postmaster: Postmaster,
+    /// So many processes of the same name had ended before, and their counts are added to these.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub merged: u64,
     /// Attempts, refused ones included.
     pub forks: u64,
     /// Attempts that ended with an error.

@@ -336,7 +336,7 @@ pub(super) fn nproc() -> Refusal {
     verdict.remedy = vec![
         remedy(
             "prlimit --pid 77 --nproc=600:600",
-            "room for 200 more tasks of this user, until the postmaster is restarted",
+            "room for 200 more tasks of this user, until the process is restarted",
             true,
         ),
         remedy(

@@ -189,11 +189,14 @@ impl Text {
     }
 }
 
-/// `postmaster 1843`.
+/// `postmaster 1843`, `process 77 (pgbouncer)`.
 fn kind_and_pid(watched: &Postmaster) -> String {
     match watched.kind {
         WatchedKind::Postmaster => format!("postmaster {}", watched.pid),
-        WatchedKind::Process => format!("process {}", watched.pid),
+        WatchedKind::Process => match &watched.comm {
+            Some(comm) => format!("process {} ({})", watched.pid, name(comm)),
+            None => format!("process {}", watched.pid),
+        },
     }
 }
 
@@ -207,9 +210,6 @@ fn who(watched: &Postmaster) -> String {
             data_dir: Some(directory),
             ..
         } => name(directory).into_owned(),
-        Postmaster {
-            comm: Some(comm), ..
-        } => name(comm).into_owned(),
         _ => return kind_and_pid(watched),
     };
     format!("{} ({detail})", kind_and_pid(watched))
@@ -243,7 +243,11 @@ fn header(start: &Start, verbose: u8) -> String {
         .map(|(number, one, many)| counted(number, one, many))
         .collect();
     let watched = if watched.is_empty() {
-        "Waiting for a postmaster".to_owned()
+        let names: Vec<_> = start.names.iter().map(|it| name(it)).collect();
+        match names.as_slice() {
+            [] => "Waiting for a postmaster".to_owned(),
+            names => format!("Waiting for a process named {}", names.join(" or ")),
+        }
     } else {
         format!("Watching {}", watched.join(" and "))
     };

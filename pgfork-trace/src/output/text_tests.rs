@@ -165,6 +165,13 @@ fn summaries_are_honest() {
             ..samples::end(1, 1, true)
         },
     );
+    let idle = samples::totals(samples::pooler(), 0, &[]);
+    let busy = Totals {
+        merged: 12,
+        ..samples::totals(samples::pooler(), 40, &[("rlimit_nproc", 2)])
+    };
+    let several = [&[busy][..], &vec![idle; 9]].concat();
+    shown += &end(&several, samples::end(2, 0, true));
     golden("summaries", &shown);
 }
 

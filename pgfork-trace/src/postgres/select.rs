@@ -17,6 +17,16 @@ pub struct Filter {
     pub ports: Vec<u16>,
     /// Data directories: as the postmaster sees it, or any path of the tool's own that leads to it.
     pub data_dirs: Vec<PathBuf>,
+    /// Names (`comm`) of processes of any kind, of those to come too.
+    pub comms: Vec<String>,
+}
+
+impl Filter {
+    /// Whether postmasters that appear later may be meant: all of them, or some by what they serve.
+    #[must_use]
+    pub fn awaits_postmasters(&self) -> bool {
+        *self == Self::default() || !self.ports.is_empty() || !self.data_dirs.is_empty()
+    }
 }
 
 /// A process to watch.
@@ -109,7 +119,8 @@ fn known(existing: &[Existing]) -> String {
 }
 
 /// Picks the processes that `filter` names among `postmasters`, each once and in the order of
-/// `postmasters`; processes that are none follow. All postmasters for an empty filter.
+/// `postmasters`; processes that are none follow. All postmasters for an empty filter. Names are
+/// not looked up here: nobody has to have one yet.
 ///
 /// # Errors
 /// When something was named that does not exist; see [`SelectError`].

@@ -34,11 +34,29 @@ fn nothing_asked_is_everything() {
 }
 
 #[test]
+fn a_name_alone_is_no_postmaster_now_or_later() {
+    let named = Filter {
+        comms: vec!["pgbouncer".to_owned()],
+        ..Filter::default()
+    };
+    assert!(chosen(&named).unwrap().is_empty());
+    assert!(!named.awaits_postmasters());
+    let ported = Filter {
+        ports: vec![5433],
+        ..named
+    };
+    assert_eq!(chosen(&ported).unwrap(), [200]);
+    assert!(ported.awaits_postmasters());
+    assert!(Filter::default().awaits_postmasters());
+}
+
+#[test]
 fn filters_add_up_and_nothing_is_twice() {
     let filter = Filter {
         pids: vec![300, 1, 1],
         ports: vec![5433],
         data_dirs: vec!["/data/200".into(), "/data/300/".into()],
+        comms: Vec::new(),
     };
     assert_eq!(chosen(&filter).unwrap(), [200, 300, 1]);
 }

@@ -3,8 +3,10 @@
 mod armed;
 mod arming;
 mod clients;
+mod comms;
 mod next;
 mod privileges;
+mod refused;
 mod signals;
 mod totals;
 mod watchlist;
@@ -19,27 +21,23 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
-use pgfork_trace_common::{Attempt, valid};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     capture::{Capture, Record, Settings},
     cli::TracePlan,
-    gather::{Gatherer, text},
+    gather::Gatherer,
     host::{Root, process},
     kernel::plan::Method,
     output::{
         Closed, Line, Reporter,
-        line::{
-            Change, End, EndReason, Errno, Lost, LostWhat, Notice, PostmasterChange, Process,
-            Refusal, Start,
-        },
+        line::{Change, End, EndReason, Lost, LostWhat, Notice, PostmasterChange, Start},
     },
     postgres,
-    verdict::{self, Verdict},
 };
 use armed::Armed;
 use clients::Clients;
+use comms::Comms;
 use next::NextLimits;
 use signals::Signals;
 use watchlist::{Found, Watchlist};
@@ -75,6 +73,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     let mut settings = Settings {
         method: options.method,
         verbose: options.verbose,
+        comms: options.plan.filter.comms.clone(),
         ..Settings::default()
     };
     if let Some(path) = std::env::var_os("PGFORK_TRACE_BTF") {
@@ -86,6 +85,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     let mut trace = Trace {
         gatherer: Gatherer::new(Root::default()),
         clients: Clients::default(),
+        comms: Comms::new(&options.plan.filter.comms),
         armed: Armed::default(),
         next_limits: NextLimits::default(),
         watchlist: Watchlist::new(options.plan.filter.clone()),
@@ -111,8 +111,13 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     for postmaster in postgres::discover(&trace.root)?.postmasters {
         trace.watchlist.candidate(postmaster.pid, Instant::now());
     }
+    // These are part of the first line; what hinders is said behind it.
+    let mut notices = trace.look_for_named();
+    notices.retain(|line| matches!(line, Line::Notice(_)));
     trace.attached = Instant::now();
-    let outcome = trace.begin(options, discovery.hidden, nothing_asked);
+    let outcome = trace
+        .begin(options, discovery.hidden, nothing_asked)
+        .and_then(|()| trace.emit_all(&notices));
     let reason = match outcome {
         Ok(()) => trace.watch(options, &mut signals).await?,
         Err(Closed) => EndReason::Signal,
@@ -140,6 +145,7 @@ struct Trace<'a> {
     watchlist: Watchlist,
     gatherer: Gatherer,
     clients: Clients,
+    comms: Comms,
     armed: Armed,
     next_limits: NextLimits,
     refusals: u64,
@@ -163,6 +169,10 @@ impl From<Closed> for Stop {
 impl Trace<'_> {
     fn emit(&mut self, line: &Line) -> Result<(), Closed> {
         self.reporter.emit(Timestamp::now(), line)
+    }
+
+    fn emit_all(&mut self, lines: &[Line]) -> Result<(), Closed> {
+        lines.iter().try_for_each(|line| self.emit(line))
     }
 
     fn begin(
@@ -233,6 +243,7 @@ impl Trace<'_> {
                 .alive()
                 .map(|watched| watched.shown.clone())
                 .collect(),
+            names: options.plan.filter.comms.clone(),
         })
     }
 
@@ -287,6 +298,8 @@ impl Trace<'_> {
         self.drain()?;
         self.catch_up()?;
         self.look_again()?;
+        let named = self.look_for_named();
+        self.emit_all(&named)?;
         self.disarm()?;
         self.reporter.tick(Timestamp::now())?;
         if self.watchlist.is_over() {
@@ -336,6 +349,9 @@ impl Trace<'_> {
                 None => return Ok(()),
                 Some(Record::Refusal(attempt)) => self.refusal(&attempt)?,
                 Some(Record::Exec(pid)) => {
+                    if let Some(line) = self.look_at_named(pid) {
+                        self.emit(&line)?;
+                    }
                     self.watchlist.candidate(pid, Instant::now());
                     self.look_again()?;
                 }
@@ -346,51 +362,13 @@ impl Trace<'_> {
         Ok(())
     }
 
-    fn refusal(&mut self, attempt: &Attempt) -> Result<(), Stop> {
-        let facts = self.gatherer.facts(attempt, Instant::now());
-        let verdict = verdict::judge(attempt, &facts, self.capture.coverage());
-        self.refusals += 1;
-        let Some(watched) = self.watchlist.get_mut(attempt.tgid) else {
-            return Ok(());
-        };
-        *watched
-            .by_cause
-            .entry(verdict.cause.id().to_owned())
-            .or_default() += 1;
-        let shown = watched.shown.clone();
-        let method = self.capture.coverage().method;
-        let mut refusal = refusal_of(attempt, shown, method, verdict);
-        if refusal.is_for_postmaster() {
-            let version = refusal.postmaster.version.as_deref();
-            let (client, child) = self
-                .clients
-                .of(&self.root, attempt, version, Instant::now());
-            refusal.client = client;
-            refusal.child = Some(child);
-            refusal.next_limit =
-                self.next_limits
-                    .after(&self.root, attempt.tgid, &refusal.verdict, Instant::now());
-        }
-        let open = armed::is_open(
-            (attempt.valid & valid::RET != 0).then_some(attempt.ret),
-            &refusal.verdict,
-        );
-        self.emit(&Line::Refusal(Box::new(refusal)))?;
-        if open {
-            self.arm()?;
-        }
-        if self.until.is_some_and(|until| self.refusals >= until) {
-            return Err(Stop::End(EndReason::Until));
-        }
-        Ok(())
-    }
-
     fn exited(&mut self, pid: u32) -> Result<(), Closed> {
         self.capture.unwatch(pid);
         self.gatherer.forget(pid);
         self.clients.forget(pid);
         self.next_limits.forget(pid);
-        let Some(watched) = self.watchlist.remove(pid) else {
+        let counted = self.capture.take_totals(pid);
+        let Some(watched) = self.watchlist.remove(pid, counted) else {
             return Ok(());
         };
         let gone = Line::Postmaster(PostmasterChange {
@@ -407,7 +385,7 @@ impl Trace<'_> {
         }
         for Found::New { pid, previous } in self.watchlist.look_again(&self.root, Instant::now()) {
             if let Err(error) = self.capture.watch(pid, true) {
-                self.watchlist.remove(pid);
+                self.watchlist.remove(pid, None);
                 self.emit(&Notice::line("not_watched", error.to_string()))?;
                 continue;
             }
@@ -432,12 +410,14 @@ impl Trace<'_> {
     fn finish(&mut self, reason: EndReason) {
         let mut lost = 0;
         let mut refused = 0;
-        let mut lines = Vec::new();
+        let mut lines = Vec::from_iter(self.comms.unsaid());
         let clients = self.capture.clients();
         for watched in self.watchlist.everyone() {
-            let Some(counted) = self.capture.totals(watched.id.pid) else {
-                continue;
+            let counted = match &watched.counted {
+                Some(counted) => Some(**counted),
+                None => self.capture.totals(watched.id.pid),
             };
+            let Some(counted) = counted else { continue };
             refused += counted.refused;
             let losses = [
                 (LostWhat::Records, counted.lost),
@@ -449,6 +429,7 @@ impl Trace<'_> {
                 lines.push(Line::Lost(Lost { what, count }));
             }
             let mut totals = totals::totals(watched.shown.clone(), &counted, &watched.by_cause);
+            totals.merged = watched.merged;
             totals.connections = totals::connections(&clients, watched.id.pid, watched.time());
             lines.push(Line::Totals(totals));
         }
@@ -473,37 +454,6 @@ async fn at(deadline: Option<tokio::time::Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => pending().await,
-    }
-}
-
-fn refusal_of(
-    attempt: &Attempt,
-    postmaster: crate::output::line::Postmaster,
-    method: Method,
-    verdict: Verdict,
-) -> Refusal {
-    let end = attempt
-        .comm
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(attempt.comm.len());
-    let comm = std::os::unix::ffi::OsStrExt::from_bytes(&attempt.comm[..end]);
-    Refusal {
-        postmaster,
-        process: Process {
-            pid: attempt.tgid,
-            tid: attempt.tid,
-            comm: Some(text(comm)),
-        },
-        client: None,
-        child: None,
-        clone_flags: (attempt.clone_flags != 0).then_some(attempt.clone_flags),
-        errno: (attempt.valid & valid::RET != 0).then(|| Errno::from_ret(attempt.ret)),
-        duration_ns: attempt.end_ns.checked_sub(attempt.start_ns),
-        method,
-        verdict,
-        next_limit: None,
-        lost_before: attempt.lost_before,
     }
 }
 

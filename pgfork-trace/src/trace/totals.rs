@@ -29,6 +29,7 @@ pub(super) fn totals(
     }
     Totals {
         postmaster,
+        merged: 0,
         forks: counted.forks + counted.refused,
         refused: counted.refused,
         restarted: counted.restarted,
@@ -37,6 +38,21 @@ pub(super) fn totals(
         refused_by_cause,
         fork_time_ns: fork_time(&counted.histogram),
         connections: None,
+    }
+}
+
+/// Adds the counts of one process to those of another.
+pub(super) fn add(to: &mut Counted, from: &Counted) {
+    to.forks += from.forks;
+    to.refused += from.refused;
+    to.restarted += from.restarted;
+    to.lost += from.lost;
+    to.untracked += from.untracked;
+    to.missed += from.missed;
+    to.child_forks += from.child_forks;
+    to.child_refused += from.child_refused;
+    for (to, from) in to.histogram.iter_mut().zip(from.histogram) {
+        *to += from;
     }
 }
 

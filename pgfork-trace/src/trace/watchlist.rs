@@ -6,6 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pgfork_trace_common::Totals;
+
+use super::totals;
 use crate::{
     gather::text,
     host::{
@@ -19,6 +22,9 @@ use crate::{
 /// A process that is named like a postmaster but has no lock file yet is looked at again for this long.
 const CANDIDATE_FOR: Duration = Duration::from_secs(120);
 
+/// Ended processes that are kept apart.
+const MOST_GONE: usize = 256;
+
 /// A watched process.
 pub(super) struct Watched {
     pub(super) id: ProcessId,
@@ -27,9 +33,28 @@ pub(super) struct Watched {
     pub(super) by_cause: BTreeMap<String, u64>,
     since: Instant,
     until: Option<Instant>,
+    /// Its counts, once it has ended.
+    pub(super) counted: Option<Box<Totals>>,
+    /// Processes of the same name that ended before, and are counted with this one.
+    pub(super) merged: u64,
 }
 
 impl Watched {
+    /// Counts what another one of the same name did as its own.
+    fn take_over(&mut self, other: Self) {
+        self.merged += 1 + other.merged;
+        for (cause, count) in other.by_cause {
+            *self.by_cause.entry(cause).or_default() += count;
+        }
+        self.counted = match (self.counted.take(), other.counted) {
+            (Some(mut own), Some(theirs)) => {
+                totals::add(&mut own, &theirs);
+                Some(own)
+            }
+            (own, theirs) => own.or(theirs),
+        };
+    }
+
     /// How long it was, or has been, watched.
     pub(super) fn time(&self) -> Duration {
         let until = self.until.unwrap_or_else(Instant::now);
@@ -68,12 +93,41 @@ impl Watchlist {
         self.alive.insert(watched.id.pid, watched);
     }
 
-    pub(super) fn remove(&mut self, pid: Pid) -> Option<&Watched> {
+    /// It ended, with these counts.
+    pub(super) fn remove(&mut self, pid: Pid, counted: Option<Totals>) -> Option<&Watched> {
         self.candidates.remove(&pid);
         let mut watched = self.alive.remove(&pid)?;
         watched.until = Some(Instant::now());
+        watched.counted = counted.map(Box::new);
+        if self.gone.len() >= MOST_GONE {
+            self.merge_oldest();
+        }
         self.gone.push(watched);
         self.gone.last()
+    }
+
+    /// Short-lived processes of one name may be any number: those that ended first become one.
+    fn merge_oldest(&mut self) {
+        let name = |watched: &Watched| match watched.shown.kind {
+            line::WatchedKind::Process => watched.shown.comm.clone(),
+            line::WatchedKind::Postmaster => None,
+        };
+        for first in 0..self.gone.len() {
+            let Some(comm) = name(&self.gone[first]) else {
+                continue;
+            };
+            let rest = self.gone.iter().skip(first + 1);
+            let Some(next) = rest.clone().position(|it| name(it).as_ref() == Some(&comm)) else {
+                continue;
+            };
+            let ended = self.gone.remove(first);
+            self.gone[first + next].take_over(ended);
+            return;
+        }
+    }
+
+    pub(super) fn is_alive(&self, pid: Pid) -> bool {
+        self.alive.contains_key(&pid)
     }
 
     pub(super) fn get_mut(&mut self, pid: Pid) -> Option<&mut Watched> {
@@ -97,18 +151,12 @@ impl Watchlist {
 
     /// Only processes named by pid were asked for, and none is left.
     pub(super) fn is_over(&self) -> bool {
-        self.alive.is_empty()
-            && !self.filter.pids.is_empty()
-            && self.filter.ports.is_empty()
-            && self.filter.data_dirs.is_empty()
+        self.alive.is_empty() && !self.filter.awaits_postmasters() && self.filter.comms.is_empty()
     }
 
     /// A process of that name was started.
     pub(super) fn candidate(&mut self, pid: Pid, now: Instant) {
-        let pids_only = !self.filter.pids.is_empty()
-            && self.filter.ports.is_empty()
-            && self.filter.data_dirs.is_empty();
-        if !pids_only && !self.alive.contains_key(&pid) {
+        if self.filter.awaits_postmasters() && !self.alive.contains_key(&pid) {
             self.candidates.insert(pid, now);
         }
     }
@@ -172,6 +220,7 @@ impl Watchlist {
         }
         let filter = Filter {
             pids: Vec::new(),
+            comms: Vec::new(),
             ..self.filter.clone()
         };
         // Each wish on its own: select() insists that all of them exist.
@@ -213,6 +262,8 @@ fn watched_postmaster(postmaster: &Postmaster) -> Watched {
         by_cause: BTreeMap::new(),
         since: Instant::now(),
         until: None,
+        counted: None,
+        merged: 0,
     }
 }
 
@@ -234,5 +285,88 @@ fn watched_process(process: &AnyProcess) -> Watched {
         by_cause: BTreeMap::new(),
         since: Instant::now(),
         until: None,
+        counted: None,
+        merged: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        capture::NO_TOTALS,
+        host::fake::{FakeProcess, FakeRoot},
+    };
+
+    fn list(filter: Filter) -> (FakeRoot, Watchlist) {
+        (FakeRoot::new(), Watchlist::new(filter))
+    }
+
+    fn add(fake: &FakeRoot, list: &mut Watchlist, pid: Pid, comm: &[u8]) {
+        fake.process(&FakeProcess {
+            comm: comm.to_vec(),
+            ..FakeProcess::new(pid)
+        });
+        let process = crate::host::process::any_process(fake.root(), pid);
+        list.add(&Target::Process(Box::new(process.unwrap().unwrap())));
+    }
+
+    fn forks(count: u64) -> Option<Totals> {
+        Some(Totals {
+            forks: count,
+            ..NO_TOTALS
+        })
+    }
+
+    #[test]
+    fn very_many_ended_processes_are_counted_and_bounded() {
+        let (fake, mut list) = list(Filter::default());
+        let many = MOST_GONE as u32 + 50;
+        for pid in 1..=many {
+            add(
+                &fake,
+                &mut list,
+                pid,
+                if pid % 2 == 0 { b"a" } else { b"b" },
+            );
+            list.get_mut(pid)
+                .unwrap()
+                .by_cause
+                .insert("commit_limit".to_owned(), 1);
+            list.remove(pid, forks(u64::from(pid)));
+        }
+        let all: Vec<&Watched> = list.everyone().collect();
+        assert_eq!(all.len(), MOST_GONE);
+        let counted: u64 = all.iter().map(|it| 1 + it.merged).sum();
+        assert_eq!(counted, u64::from(many));
+        let forked: u64 = all
+            .iter()
+            .filter_map(|it| Some(it.counted.as_ref()?.forks))
+            .sum();
+        assert_eq!(forked, (1..=u64::from(many)).sum::<u64>());
+        let refused: u64 = all.iter().map(|it| it.by_cause["commit_limit"]).sum();
+        assert_eq!(refused, u64::from(many));
+        // Those that ended last are still known by their own pid.
+        assert!(list.get_mut(many).is_some());
+        assert!(list.get_mut(1).is_none());
+    }
+
+    #[test]
+    fn only_pids_can_be_over() {
+        let over = |filter: Filter| list(filter).1.is_over();
+        let pids = Filter {
+            pids: vec![7],
+            ..Filter::default()
+        };
+        assert!(over(pids.clone()));
+        assert!(!over(Filter::default()));
+        assert!(!over(Filter {
+            comms: vec!["a".to_owned()],
+            ..pids.clone()
+        }));
+        assert!(!over(Filter {
+            ports: vec![1],
+            ..pids
+        }));
     }
 }

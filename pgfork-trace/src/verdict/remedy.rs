@@ -281,9 +281,7 @@ pub(super) fn nproc_level(
     let room = target - level.tasks;
     let mut remedies = vec![Remedy {
         command: format!("prlimit --pid {} --nproc={target}:{target}", facts.pid),
-        effect: format!(
-            "room for {room} more tasks of this user, until the postmaster is restarted"
-        ),
+        effect: format!("room for {room} more tasks of this user, until the process is restarted"),
         immediate: true,
     }];
     remedies.push(match &facts.unit {

@@ -20,6 +20,7 @@ pub(in crate::output) fn start(postmasters: Vec<Postmaster>, not_seen: &[&str]) 
         attach_ns: 190_000_000,
         not_seen: not_seen.iter().map(|it| (*it).to_owned()).collect(),
         postmasters,
+        names: Vec::new(),
     })
 }
 

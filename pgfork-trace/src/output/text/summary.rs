@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        line::{DETAILS_LOST, End, EndReason, Totals},
+        line::{DETAILS_LOST, End, EndReason, Totals, WatchedKind},
         units::{count, counted, long_time, short_time},
     },
     client, kind_and_pid,
@@ -12,8 +12,10 @@ use super::{
 pub(super) fn end(end: &End, totals: &[Totals]) -> String {
     // A terminal has just shown ^C: an empty line sets the summary apart from it.
     let watched = format!("\nWatched {}.", long_time(end.watched_ns));
-    let mut out = match totals {
-        [] => format!("{watched} No postmaster was seen.\n"),
+    let (totals, idle) = without_idle(totals);
+    let mut out = match totals.as_slice() {
+        [] if idle == 0 => format!("{watched} Nothing was seen that was to be watched.\n"),
+        [] => format!("{watched}\n"),
         [one] => format!("{watched} {}\n", self::totals(one)),
         several => {
             let mut out = format!("{watched}\n");
@@ -24,6 +26,12 @@ pub(super) fn end(end: &End, totals: &[Totals]) -> String {
             out
         }
     };
+    if idle > 0 {
+        out += &format!(
+            "{} did not fork.\n",
+            counted(idle, "more process", "more processes")
+        );
+    }
     if end.reason == EndReason::NoMore {
         out += "No watched process is left.\n";
     }
@@ -31,13 +39,33 @@ pub(super) fn end(end: &End, totals: &[Totals]) -> String {
     out
 }
 
+/// Most processes without a fork that have a line of their own.
+const MOST_IDLE: usize = 4;
+
+/// Of many processes of one name most may do nothing: then they are only counted.
+fn without_idle(totals: &[Totals]) -> (Vec<Totals>, u64) {
+    let is_idle = |it: &&Totals| {
+        it.postmaster.kind == WatchedKind::Process && it.forks == 0 && it.merged == 0
+    };
+    let idle = totals.iter().filter(is_idle).count();
+    if idle <= MOST_IDLE {
+        return (totals.to_vec(), 0);
+    }
+    let busy = totals.iter().filter(|it| !is_idle(it));
+    (busy.cloned().collect(), idle as u64)
+}
+
 /// Counts of one watched process.
 pub(super) fn totals(totals: &Totals) -> String {
     let subject = kind_and_pid(&totals.postmaster);
     // ASCII: "postmaster" or "process".
     let subject = subject[..1].to_uppercase() + &subject[1..];
+    let merged = match totals.merged {
+        0 => String::new(),
+        merged => format!(" and {} that ended before it", count(merged)),
+    };
     let mut out = format!(
-        "{subject}: {}, {} refused",
+        "{subject}{merged}: {}, {} refused",
         counted(totals.forks, "fork", "forks"),
         count(totals.refused)
     );

@@ -206,7 +206,7 @@ fn the_remedy_raises_the_limit_of_the_process_and_of_its_unit() {
     );
     assert_eq!(
         verdict.remedy[0].effect,
-        "room for 200 more tasks of this user, until the postmaster is restarted"
+        "room for 200 more tasks of this user, until the process is restarted"
     );
     assert!(verdict.remedy[0].immediate && !verdict.remedy[1].immediate);
     facts.unit = None;
