@@ -16,6 +16,9 @@ const SIZE: usize = 32 * 1024 * 1024;
 /// Bytes of the bits at the start of the region.
 const BITS: usize = SIZE / GRANULE / 8;
 
+/// Before a block of this size is given out, what was written before goes to the disk.
+const CLEAN_BEFORE: usize = 256 * 1024;
+
 /// Where a file may be: on a disk. In a file system in memory it would cost commit charge.
 const DIRECTORIES: [&CStr; 6] = [
     c"/var/tmp",
@@ -57,9 +60,14 @@ impl Region {
         if layout.align() > 4096 {
             return ptr::null_mut();
         }
-        self.with(|start, blocks| blocks.take(layout).map(|offset| start.wrapping_add(offset)))
-            .flatten()
-            .unwrap_or(ptr::null_mut())
+        self.with(|start, blocks| {
+            if layout.size() >= CLEAN_BEFORE {
+                clean(start);
+            }
+            blocks.take(layout).map(|offset| start.wrapping_add(offset))
+        })
+        .flatten()
+        .unwrap_or(ptr::null_mut())
     }
 
     /// Gives a block back that [`Region::contains`].
@@ -91,6 +99,14 @@ impl Region {
         self.locked.store(false, Ordering::Release);
         result
     }
+}
+
+/// Writes to the disk what was written to the region, so that a memory cgroup at its limit can
+/// drop the pages. It does not write file pages by itself: on a slow disk its OOM killer is faster
+/// than the flusher threads (mm/vmscan.c `shrink_folio_list`: only kswapd writes, 5.10 to 7.2).
+fn clean(start: *mut u8) {
+    // SAFETY: the whole mapping, which is never unmapped. Failing costs only the help it would be.
+    unsafe { libc::msync(start.cast(), SIZE, libc::MS_SYNC) };
 }
 
 /// Maps a fresh file and marks the bits' own place as taken; null when no directory has room.
