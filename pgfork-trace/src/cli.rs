@@ -21,7 +21,7 @@ const MOST_COMMS: usize = 12;
 const AFTER_HELP: &str = "\
 Exit status:
   0  ran, and saw no refusal
-  1  refusals were seen
+  1  refusals were seen: of forks, and with --all-children of memory; kills are told, but do not count
   2  could not do the job";
 
 const AFTER_LONG_HELP: &str = "\
@@ -36,7 +36,7 @@ Examples:
 
 Exit status:
   0  ran, and saw no refusal
-  1  refusals were seen
+  1  refusals were seen: of forks, and with --all-children of memory; kills are told, but do not count
   2  could not do the job";
 
 const CHECK_AFTER_HELP: &str = "\
@@ -112,6 +112,10 @@ struct TraceFlags {
     /// Watch all processes of this name (comm, 15 bytes of it), also those that start later (repeatable)
     #[arg(long = "comm", value_name = "NAME", value_parser = parse_comm)]
     comms: Vec<String>,
+    /// Also explain what is refused below the watched processes: forks (archive_command, COPY ... PROGRAM), and
+    /// requests for memory, which end in "out of memory"
+    #[arg(long)]
+    all_children: bool,
     /// Also write JSON lines to FILE, which must not exist yet
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -192,6 +196,7 @@ impl TraceFlags {
             ports: self.ports,
             data_dirs: self.data_dirs,
             comms: self.comms,
+            all_children: later.all_children || self.all_children,
             output: later.output.or(self.output),
             max_size: later.max_size.or(self.max_size),
             duration: later.duration.or(self.duration),
@@ -229,6 +234,8 @@ pub struct CheckPlan {
 pub struct TracePlan {
     /// Which processes.
     pub filter: Filter,
+    /// What is refused to their descendants as well, and memory.
+    pub all_children: bool,
     /// Stop after this time.
     pub duration: Option<Duration>,
     /// Stop after this many refusals.
@@ -308,6 +315,7 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
             data_dirs: trace.data_dirs,
             comms: trace.comms,
         },
+        all_children: trace.all_children,
         duration: trace.duration,
         until: trace.until,
     }));

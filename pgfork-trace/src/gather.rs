@@ -63,14 +63,7 @@ impl Gatherer {
     /// Facts for one refusal, as of now or shortly before. What cannot be read is absent.
     pub fn facts(&mut self, attempt: &Attempt, now: Instant) -> Facts {
         let pid = attempt.tgid;
-        let mut facts = match self.quick.get(&pid) {
-            Some((at, facts)) if now.duration_since(*at) < FRESH => facts.clone(),
-            _ => {
-                let facts = self.read(pid);
-                self.quick.insert(pid, (now, facts.clone()));
-                facts
-            }
-        };
+        let mut facts = self.facts_of(pid, now);
         if facts
             .overcommit
             .is_some_and(|settings| settings.mode == STRICT)
@@ -83,6 +76,18 @@ impl Gatherer {
             facts.user_tasks = self.tasks(attempt.state.uid, now);
         }
         facts
+    }
+
+    /// Facts that are read in one quick look, for whatever was refused to `pid`.
+    pub fn facts_of(&mut self, pid: Pid, now: Instant) -> Facts {
+        match self.quick.get(&pid) {
+            Some((at, facts)) if now.duration_since(*at) < FRESH => facts.clone(),
+            _ => {
+                let facts = self.read(pid);
+                self.quick.insert(pid, (now, facts.clone()));
+                facts
+            }
+        }
     }
 
     /// Forgets a process that ended.

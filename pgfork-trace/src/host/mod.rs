@@ -18,6 +18,7 @@ pub mod cgroup;
 pub mod config;
 pub mod kmsg;
 pub mod memory;
+pub mod oom_log;
 pub mod process;
 pub mod psi;
 mod read;

@@ -6,7 +6,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::line::{Refusal, Repeat};
+use super::line::{MemoryRefusal, Postmaster, Refusal, Refused, Repeat};
+use crate::verdict::{Cause, Certainty, Scope};
 
 /// Most kinds of refusal kept at once; the oldest is let go.
 const MOST: usize = 64;
@@ -29,6 +30,42 @@ pub(super) struct Seen {
     pub(super) whole: bool,
 }
 
+/// A refusal of either kind, as far as it is folded.
+pub(super) struct Kind<'a> {
+    postmaster: &'a Postmaster,
+    refused: Refused,
+    cause: Cause,
+    certainty: Certainty,
+    scope: Option<&'a Scope>,
+    shape: u64,
+}
+
+impl<'a> From<&'a Refusal> for Kind<'a> {
+    fn from(refusal: &'a Refusal) -> Self {
+        Self {
+            postmaster: &refusal.postmaster,
+            refused: Refused::Fork,
+            cause: refusal.verdict.cause,
+            certainty: refusal.verdict.certainty,
+            scope: refusal.verdict.scope.as_ref(),
+            shape: shape(refusal),
+        }
+    }
+}
+
+impl<'a> From<&'a MemoryRefusal> for Kind<'a> {
+    fn from(refusal: &'a MemoryRefusal) -> Self {
+        Self {
+            postmaster: &refusal.postmaster,
+            refused: Refused::Memory,
+            cause: refusal.verdict.cause,
+            certainty: refusal.verdict.certainty,
+            scope: refusal.verdict.scope.as_ref(),
+            shape: memory_shape(refusal),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     /// Which kind; `refusals` is what was not shown yet.
@@ -41,13 +78,13 @@ struct Entry {
 }
 
 impl Entry {
-    fn matches(&self, refusal: &Refusal, shape: u64) -> bool {
-        let verdict = &refusal.verdict;
-        self.shape == shape
-            && self.repeat.postmaster.pid == refusal.postmaster.pid
-            && self.repeat.cause == verdict.cause
-            && self.repeat.certainty == verdict.certainty
-            && self.repeat.scope == verdict.scope
+    fn matches(&self, kind: &Kind<'_>) -> bool {
+        self.shape == kind.shape
+            && self.repeat.postmaster.pid == kind.postmaster.pid
+            && self.repeat.refused == kind.refused
+            && self.repeat.cause == kind.cause
+            && self.repeat.certainty == kind.certainty
+            && self.repeat.scope.as_ref() == kind.scope
     }
 
     fn take(&mut self, now: Timestamp) -> Option<Repeat> {
@@ -77,12 +114,12 @@ impl Fold {
     }
 
     /// A refusal that is shown whole or counted.
-    pub(super) fn see(&mut self, now: Timestamp, refusal: &Refusal) -> Seen {
+    pub(super) fn see<'a>(&mut self, now: Timestamp, refusal: impl Into<Kind<'a>>) -> Seen {
         let pace = self.pace;
-        let shape = shape(refusal);
-        let Some(entry) = self.find(refusal, shape) else {
+        let kind = refusal.into();
+        let Some(entry) = self.find(&kind) else {
             return Seen {
-                repeats: self.add(now, refusal, shape, 0),
+                repeats: self.add(now, &kind, 0),
                 whole: true,
             };
         };
@@ -107,14 +144,21 @@ impl Fold {
     }
 
     /// A refusal that is counted in any case, until [`Self::due`] or [`Self::drain`].
-    pub(super) fn count(&mut self, now: Timestamp, refusal: &Refusal) -> Vec<Repeat> {
-        let shape = 0;
-        match self.find(refusal, shape) {
+    pub(super) fn count<'a>(
+        &mut self,
+        now: Timestamp,
+        refusal: impl Into<Kind<'a>>,
+    ) -> Vec<Repeat> {
+        let kind = Kind {
+            shape: 0,
+            ..refusal.into()
+        };
+        match self.find(&kind) {
             Some(entry) => {
                 entry.repeat.refusals += 1;
                 Vec::new()
             }
-            None => self.add(now, refusal, shape, 1),
+            None => self.add(now, &kind, 1),
         }
     }
 
@@ -145,14 +189,12 @@ impl Fold {
             .collect()
     }
 
-    fn find(&mut self, refusal: &Refusal, shape: u64) -> Option<&mut Entry> {
-        self.entries
-            .iter_mut()
-            .find(|entry| entry.matches(refusal, shape))
+    fn find(&mut self, kind: &Kind<'_>) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.matches(kind))
     }
 
     /// Adds a kind. Gives the count of the one that is let go for it.
-    fn add(&mut self, now: Timestamp, refusal: &Refusal, shape: u64, refusals: u64) -> Vec<Repeat> {
+    fn add(&mut self, now: Timestamp, kind: &Kind<'_>, refusals: u64) -> Vec<Repeat> {
         let gone = if self.entries.len() >= MOST {
             self.entries.remove(0).take(now)
         } else {
@@ -160,13 +202,14 @@ impl Fold {
         };
         self.entries.push(Entry {
             repeat: Repeat {
-                postmaster: refusal.postmaster.clone(),
-                cause: refusal.verdict.cause,
-                certainty: refusal.verdict.certainty,
-                scope: refusal.verdict.scope.clone(),
+                postmaster: kind.postmaster.clone(),
+                refused: kind.refused,
+                cause: kind.cause,
+                certainty: kind.certainty,
+                scope: kind.scope.cloned(),
                 refusals,
             },
-            shape,
+            shape: kind.shape,
             whole: now,
             shown: now,
         });
@@ -185,6 +228,7 @@ fn shape(refusal: &Refusal) -> u64 {
     let verdict = &refusal.verdict;
     let mut hasher = DefaultHasher::new();
     refusal.errno.as_ref().map(|it| it.number).hash(&mut hasher);
+    (refusal.process.role, &refusal.process.job).hash(&mut hasher);
     verdict.stage.hash(&mut hasher);
     if let Some(check) = &verdict.check {
         (check.function, &check.returned).hash(&mut hasher);
@@ -196,6 +240,24 @@ fn shape(refusal: &Refusal) -> u64 {
     for remedy in &verdict.remedy {
         without_digits(&remedy.command, &mut hasher);
     }
+    for considered in &verdict.also_possible {
+        considered.what.hash(&mut hasher);
+    }
+    verdict.not_seen.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The same for a request for memory. Which backend it was makes no difference.
+fn memory_shape(refusal: &MemoryRefusal) -> u64 {
+    let verdict = &refusal.verdict;
+    let mut hasher = DefaultHasher::new();
+    refusal.errno.as_ref().map(|it| it.number).hash(&mut hasher);
+    (refusal.process.role, &refusal.process.job).hash(&mut hasher);
+    verdict.behind.hash(&mut hasher);
+    if let Some(check) = &verdict.check {
+        (check.function, &check.returned).hash(&mut hasher);
+    }
+    without_digits(&verdict.because, &mut hasher);
     for considered in &verdict.also_possible {
         considered.what.hash(&mut hasher);
     }

@@ -94,7 +94,7 @@ fn another_process_cause_scope_or_errno_is_shown_whole() {
     };
     changed(|it| it.postmaster.pid = 1);
     changed(|it| it.errno = None);
-    changed(|it| it.verdict.certainty = crate::verdict::Certainty::Deduced);
+    changed(|it| it.verdict.certainty = Certainty::Deduced);
     changed(|it| it.verdict.scope = None);
     changed(|it| it.verdict.check = None);
     changed(|it| it.verdict.stage = Some("dup_fd"));
@@ -148,4 +148,27 @@ fn counting_shows_nothing_until_it_is_due() {
     }
     assert!(fold.count(time("12:00:09"), &refusal).is_empty());
     assert_eq!(counts(&fold.due(time("12:00:09"))), [6]);
+}
+
+#[test]
+fn memory_is_folded_across_backends_and_apart_from_forks() {
+    use super::super::samples::children;
+    let mut fold = Fold::new(PACE);
+    let first = children::rlimit_as();
+    assert!(fold.see(time("12:00:00"), &first).whole);
+    let mut other = children::rlimit_as();
+    other.process.pid += 1;
+    other.process.title = None;
+    assert!(!fold.see(time("12:00:00"), &other).whole);
+    // Another kind of process, another limit behind it: another block.
+    other.process.role = Some(crate::postgres::Role::Helper);
+    assert!(fold.see(time("12:00:00"), &other).whole);
+    let due = fold.due(time("12:00:01"));
+    assert_eq!(counts(&due), [1]);
+    assert_eq!(due[0].refused, Refused::Memory);
+    // A fork of the postmaster, and one in a program.
+    let mut fork = samples::nproc();
+    assert!(fold.see(time("12:00:01"), &fork).whole);
+    fork.process = children::in_program().process;
+    assert!(fold.see(time("12:00:01"), &fork).whole);
 }

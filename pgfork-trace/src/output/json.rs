@@ -10,7 +10,7 @@ use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 use super::{
     Line, escape,
     file::{LineWriter, Store},
-    fold::{Fold, Pace},
+    fold::{Fold, Kind, Pace},
     line::{Notice, Record, Repeat},
 };
 
@@ -110,31 +110,45 @@ impl JsonLines {
     /// Writes a line, or counts it.
     pub(super) fn emit(&mut self, time: Timestamp, line: &Line) -> io::Result<()> {
         match line {
-            Line::Refusal(refusal) => {
-                let encoded = encode(time, line);
-                if self.counted.is_none() && !self.has_room(Class::Detail, encoded.len()) {
-                    self.stop_details(time)?;
-                }
-                match &mut self.counted {
-                    None => self.put(time, &encoded),
-                    Some(fold) => {
-                        let let_go = fold.count(time, refusal);
-                        self.put_repeats(time, let_go)
-                    }
-                }
-            }
+            Line::Refusal(refusal) => self.detail(time, line, refusal.as_ref()),
+            Line::MemoryRefusal(refusal) => self.detail(time, line, refusal.as_ref()),
             Line::Start(_) => self.put(time, &encode(time, line)),
             Line::Totals(_) | Line::End(_) => {
                 self.flush(time)?;
                 self.put(time, &encode(time, line))
             }
-            Line::Repeat(_) | Line::Postmaster(_) | Line::Lost(_) | Line::Notice(_) => {
+            Line::Repeat(_)
+            | Line::Postmaster(_)
+            | Line::Lost(_)
+            | Line::Notice(_)
+            | Line::OomKill(_)
+            | Line::Killed(_) => {
                 let encoded = encode(time, line);
                 if self.has_room(Class::Event, encoded.len()) {
                     self.put(time, &encoded)
                 } else {
                     Ok(())
                 }
+            }
+        }
+    }
+
+    /// Writes a refusal, or counts it.
+    fn detail<'a>(
+        &mut self,
+        time: Timestamp,
+        line: &Line,
+        refusal: impl Into<Kind<'a>>,
+    ) -> io::Result<()> {
+        let encoded = encode(time, line);
+        if self.counted.is_none() && !self.has_room(Class::Detail, encoded.len()) {
+            self.stop_details(time)?;
+        }
+        match &mut self.counted {
+            None => self.put(time, &encoded),
+            Some(fold) => {
+                let let_go = fold.count(time, refusal);
+                self.put_repeats(time, let_go)
             }
         }
     }

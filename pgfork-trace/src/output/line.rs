@@ -1,5 +1,7 @@
 //! What there is to say: one value for each JSON line. Plain data; text is rendered from the same.
 
+mod children;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use jiff::Timestamp;
@@ -20,6 +22,8 @@ pub const SCHEMA: &str = "pgfork-trace/1";
 pub const DETAILS_LOST: &str = "details_lost";
 
 pub use crate::kernel::plan::Method;
+pub use crate::postgres::Role;
+pub use children::{Killed, KilledBy, MemoryRefusal, OomKill, Refused, Sender};
 
 /// One JSON line without its envelope (`schema`, `time`).
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -29,6 +33,12 @@ pub enum Line {
     Start(Start),
     /// A fork was refused.
     Refusal(Box<Refusal>),
+    /// A request for memory was refused.
+    MemoryRefusal(Box<MemoryRefusal>),
+    /// The OOM killer chose a process.
+    OomKill(Box<OomKill>),
+    /// SIGKILL was sent to a watched process or to a child of one.
+    Killed(Killed),
     /// Refusals that were counted instead of written.
     Repeat(Repeat),
     /// A watched process came or went.
@@ -128,8 +138,8 @@ pub struct Start {
     pub names: Vec<String>,
 }
 
-/// The process that called fork.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+/// The process that something happened to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Process {
     /// Process id.
     pub pid: u32,
@@ -138,6 +148,16 @@ pub struct Process {
     /// Name (`comm`); bytes that are not UTF-8 as `\xNN`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comm: Option<String>,
+    /// What it called itself last (`postgres: app db 10.0.3.17(52114) SELECT`), where it is not
+    /// the watched process: text that others choose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// What it is to its postmaster, by its title and those of the processes above it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Which helper process it is, or what a program was started for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
 }
 
 /// An error of the kernel.
@@ -207,6 +227,8 @@ impl Refusal {
 pub struct Repeat {
     /// The watched process.
     pub postmaster: Postmaster,
+    /// What was refused.
+    pub refused: Refused,
     /// Cause.
     pub cause: Cause,
     /// How sure.
@@ -240,6 +262,9 @@ pub struct PostmasterChange {
     /// Its predecessor, after a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_pid: Option<u32>,
+    /// What ended it by force, where that was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub killed_by: Option<KilledBy>,
 }
 
 /// What was missed.
@@ -352,6 +377,21 @@ pub struct Totals {
     pub untracked: u64,
     /// Refusals by cause; `details_lost` for those whose record was lost.
     pub refused_by_cause: BTreeMap<String, u64>,
+    /// Attempts of its descendants, refused ones included; absent without `--all-children`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub child_forks: Option<u64>,
+    /// Attempts of its descendants that ended with an error; not part of `refused`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub child_refused: Option<u64>,
+    /// The same by cause; `details_lost` for those whose record was lost.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub child_refused_by_cause: BTreeMap<String, u64>,
+    /// Refused requests for memory of it and its descendants, by cause; absent without
+    /// `--all-children`. Requests whose record was lost are not in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_refusals: Option<BTreeMap<String, u64>>,
+    /// Kills by the OOM killer, of it and its descendants.
+    pub oom_kills: u64,
     /// Time a fork takes, in nanoseconds; absent when it was not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fork_time_ns: Option<ForkTime>,
@@ -379,8 +419,13 @@ pub enum EndReason {
 pub struct End {
     /// From the last attached program to now.
     pub watched_ns: u64,
-    /// Refusals of all watched processes.
+    /// Refused forks of all watched processes, and with `--all-children` of their descendants.
     pub refusals: u64,
+    /// Refused requests for memory; absent without `--all-children`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_refusals: Option<u64>,
+    /// Kills by the OOM killer, of any process of the host.
+    pub oom_kills: u64,
     /// Events lost in all: records, returns, attempts.
     pub lost: u64,
     /// Why.

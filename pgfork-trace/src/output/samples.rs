@@ -1,5 +1,6 @@
 //! Refusals and other lines for tests: full, sparse and hostile ones.
 
+pub(super) mod children;
 mod lines;
 
 use jiff::Timestamp;
@@ -95,6 +96,7 @@ fn refusal(ret: i32, verdict: Verdict) -> Refusal {
             pid: 1843,
             tid: 1843,
             comm: Some("postgres".to_owned()),
+            ..Process::default()
         },
         client: Some(tcp_client()),
         child: child(ChildKind::ClientBackend, Certainty::Observed),
@@ -352,6 +354,7 @@ pub(super) fn nproc() -> Refusal {
         pid: 77,
         tid: 79,
         comm: Some("worker".to_owned()),
+        ..Process::default()
     };
     refusal
 }
@@ -421,7 +424,7 @@ pub(super) fn sparse() -> Refusal {
         process: Process {
             pid: 9,
             tid: 9,
-            comm: None,
+            ..Process::default()
         },
         client: None,
         child: None,
@@ -453,6 +456,7 @@ pub(super) fn hostile() -> Refusal {
         pid: 1844,
         tid: 1844,
         comm: Some(bad()),
+        ..Process::default()
     };
     let verdict = &mut refusal.verdict;
     verdict.because = bad();

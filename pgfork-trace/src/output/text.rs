@@ -1,7 +1,10 @@
 //! Lines as text for people.
 
+mod actor;
 mod block;
 mod client;
+mod kills;
+mod memory;
 mod numbers;
 mod style;
 mod summary;
@@ -13,7 +16,8 @@ use super::{
     escape::{name, sentence},
     fold::{Fold, Pace},
     line::{
-        Change, Lost, LostWhat, Postmaster, PostmasterChange, Repeat, Start, Totals, WatchedKind,
+        Change, Lost, LostWhat, Postmaster, PostmasterChange, Refused, Repeat, Start, Totals,
+        WatchedKind,
     },
     units::{count, counted, short_time},
 };
@@ -83,17 +87,26 @@ impl Text {
                 header(start, self.options.verbose)
             }
             Line::Refusal(refusal) if quiet < 2 && self.options.details => {
-                let seen = self.fold.see(time, refusal);
+                let seen = self.fold.see(time, refusal.as_ref());
                 let mut out = self.repeats(time, &seen.repeats);
                 if seen.whole {
-                    out += &self.new_date(time);
-                    if self.above != Above::Nothing {
-                        out.push('\n');
-                    }
-                    self.above = Above::Block;
-                    out += &block::refusal(&self.clock(time, "%H:%M:%S%.3f"), refusal, self.style);
+                    out += &self.block(time, |clock, style| block::refusal(clock, refusal, style));
                 }
                 out
+            }
+            Line::MemoryRefusal(refusal) if quiet < 2 && self.options.details => {
+                let seen = self.fold.see(time, refusal.as_ref());
+                let mut out = self.repeats(time, &seen.repeats);
+                if seen.whole {
+                    out += &self.block(time, |clock, style| memory::refusal(clock, refusal, style));
+                }
+                out
+            }
+            Line::OomKill(kill) if quiet < 2 && self.options.details => {
+                self.block(time, |clock, style| kills::oom(clock, kill, style))
+            }
+            Line::Killed(killed) if quiet < 2 && self.options.details => {
+                self.event(time, &kills::killed(killed))
             }
             Line::Repeat(repeat) if quiet < 2 && self.options.details => {
                 self.repeats(time, std::slice::from_ref(repeat))
@@ -141,8 +154,12 @@ impl Text {
         repeats
             .iter()
             .map(|repeat| {
+                let (what, below) = match repeat.refused {
+                    Refused::Fork => ("", ""),
+                    Refused::Memory => ("memory ", "below "),
+                };
                 let text = format!(
-                    "{} more {}, same cause ({})",
+                    "{} more {what}{}, same cause ({below}{})",
                     count(repeat.refusals),
                     if repeat.refusals == 1 {
                         "refusal"
@@ -154,6 +171,17 @@ impl Text {
                 self.event(time, &text)
             })
             .collect()
+    }
+
+    /// A block, set apart from what is above.
+    fn block(&mut self, time: Timestamp, render: impl FnOnce(&str, Style) -> String) -> String {
+        let mut out = self.new_date(time);
+        if self.above != Above::Nothing {
+            out.push('\n');
+        }
+        self.above = Above::Block;
+        out += &render(&self.clock(time, "%H:%M:%S%.3f"), self.style);
+        out
     }
 
     /// A line with a time.
@@ -329,7 +357,10 @@ fn changed(change: &PostmasterChange) -> String {
             let details: Vec<String> = details.into_iter().filter(|it| !it.is_empty()).collect();
             format!("{subject} appeared: {}", details.join(", "))
         }
-        (Change::Gone, _) => format!("{subject} is gone"),
+        (Change::Gone, _) => match &change.killed_by {
+            Some(killed_by) => format!("{subject} is gone: killed {}", kills::by(killed_by)),
+            None => format!("{subject} is gone"),
+        },
         (Change::Restarted, Some(previous)) => format!("{subject} took the place of {previous}"),
         (Change::Restarted, None) => format!("{subject} was restarted"),
     }

@@ -6,6 +6,9 @@ use super::super::{
 };
 use super::*;
 
+#[path = "text/children_tests.rs"]
+mod children;
+
 fn text(color: bool) -> Text {
     Text::new(options(color))
 }
@@ -273,6 +276,7 @@ fn nothing_hostile_reaches_the_terminal() {
             event: Change::Appeared,
             postmaster: bad.postmaster.clone(),
             previous_pid: None,
+            killed_by: None,
         }),
         Line::Totals(samples::totals(bad.postmaster.clone(), 1, &[])),
         Line::End(samples::end(0, 0, true)),

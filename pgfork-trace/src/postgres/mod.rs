@@ -2,6 +2,7 @@
 
 pub mod discover;
 pub mod lock_file;
+pub mod roles;
 pub mod select;
 pub mod server_log;
 pub mod settings;
@@ -11,6 +12,7 @@ pub use discover::{
     Candidate, Discovery, Identity, Postmaster, Skipped, Why, discover, identify, presumed,
 };
 pub use lock_file::LockFile;
+pub use roles::{Described, Role, describe};
 pub use select::{Filter, SelectError, Target, select};
 pub use server_log::{LogCounts, server_log};
 pub use settings::{Setting, Settings, settings};

@@ -181,6 +181,7 @@ impl Trace<'_> {
             event: Change::Appeared,
             postmaster,
             previous_pid: None,
+            killed_by: None,
         }))
     }
 }

@@ -4,6 +4,9 @@ mod armed;
 mod arming;
 mod clients;
 mod comms;
+mod descendants;
+mod kills;
+mod memory;
 mod next;
 mod privileges;
 mod refused;
@@ -27,17 +30,20 @@ use crate::{
     capture::{Capture, Record, Settings},
     cli::TracePlan,
     gather::Gatherer,
-    host::{Root, process},
+    host::{Root, oom_log::OomLog, process},
     kernel::plan::Method,
     output::{
         Closed, Line, Reporter,
         line::{Change, End, EndReason, Lost, LostWhat, Notice, PostmasterChange, Start},
     },
     postgres,
+    verdict::memory::Merger,
 };
 use armed::Armed;
 use clients::Clients;
 use comms::Comms;
+use descendants::Descendants;
+use kills::{Ended, Kills};
 use next::NextLimits;
 use signals::Signals;
 use watchlist::{Found, Watchlist};
@@ -74,6 +80,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         method: options.method,
         verbose: options.verbose,
         comms: options.plan.filter.comms.clone(),
+        all_children: options.plan.all_children,
         ..Settings::default()
     };
     if let Some(path) = std::env::var_os("PGFORK_TRACE_BTF") {
@@ -88,6 +95,13 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         comms: Comms::new(&options.plan.filter.comms),
         armed: Armed::default(),
         next_limits: NextLimits::default(),
+        descendants: Descendants::default(),
+        merger: Merger::default(),
+        kills: Kills::default(),
+        // Before capabilities are dropped. Without it kills are told without sizes.
+        oom_log: OomLog::open(&Root::default()).ok(),
+        all_children: options.plan.all_children,
+        memory_refused: 0,
         watchlist: Watchlist::new(options.plan.filter.clone()),
         root,
         capture,
@@ -148,6 +162,13 @@ struct Trace<'a> {
     comms: Comms,
     armed: Armed,
     next_limits: NextLimits,
+    descendants: Descendants,
+    merger: Merger,
+    kills: Kills,
+    oom_log: Option<OomLog>,
+    all_children: bool,
+    /// Those of `refusals` that were requests for memory.
+    memory_refused: u64,
     refusals: u64,
     until: Option<u64>,
     lost_seen: u64,
@@ -296,6 +317,8 @@ impl Trace<'_> {
     fn tick(&mut self) -> Result<(), Stop> {
         // Also a safety net, should a wake-up have been missed.
         self.drain()?;
+        self.complete_memory()?;
+        self.say_kills(Ended::Nothing)?;
         self.catch_up()?;
         self.look_again()?;
         let named = self.look_for_named();
@@ -356,7 +379,9 @@ impl Trace<'_> {
                     self.look_again()?;
                 }
                 Some(Record::Exit(pid)) => self.exited(pid)?,
-                Some(Record::Memory(_) | Record::OomKill(_) | Record::Sigkill(_)) => {}
+                Some(Record::Memory(record)) => self.memory(&record)?,
+                Some(Record::OomKill(kill)) => self.oom_kill(&kill)?,
+                Some(Record::Sigkill(record)) => self.sigkill(&record)?,
             }
         }
         Ok(())
@@ -367,6 +392,11 @@ impl Trace<'_> {
         self.gatherer.forget(pid);
         self.clients.forget(pid);
         self.next_limits.forget(pid);
+        self.descendants.forget(pid);
+        if self.watchlist.is_alive(pid) {
+            self.say_kills(Ended::Process(pid))?;
+        }
+        let killed_by = self.kills.killed_by(pid, Instant::now());
         let counted = self.capture.take_totals(pid);
         let Some(watched) = self.watchlist.remove(pid, counted) else {
             return Ok(());
@@ -375,6 +405,7 @@ impl Trace<'_> {
             event: Change::Gone,
             postmaster: watched.shown.clone(),
             previous_pid: None,
+            killed_by,
         });
         self.emit(&gone)
     }
@@ -400,6 +431,7 @@ impl Trace<'_> {
                 },
                 postmaster: watched.shown.clone(),
                 previous_pid: previous,
+                killed_by: None,
             });
             self.emit(&appeared)?;
         }
@@ -408,6 +440,8 @@ impl Trace<'_> {
 
     /// Totals and the last line. The reader may be gone: the file still gets them.
     fn finish(&mut self, reason: EndReason) {
+        self.last_memory_refusals();
+        let _ = self.say_kills(Ended::Watching);
         let mut lost = 0;
         let mut refused = 0;
         let mut lines = Vec::from_iter(self.comms.unsaid());
@@ -418,7 +452,7 @@ impl Trace<'_> {
                 None => self.capture.totals(watched.id.pid),
             };
             let Some(counted) = counted else { continue };
-            refused += counted.refused;
+            refused += counted.refused + counted.child_refused;
             let losses = [
                 (LostWhat::Records, counted.lost),
                 (LostWhat::Returns, counted.missed),
@@ -430,6 +464,14 @@ impl Trace<'_> {
             }
             let mut totals = totals::totals(watched.shown.clone(), &counted, &watched.by_cause);
             totals.merged = watched.merged;
+            totals::add_children(
+                &mut totals,
+                &counted,
+                self.all_children,
+                &watched.child_by_cause,
+                &watched.memory_by_cause,
+            );
+            totals.oom_kills = watched.oom_kills;
             totals.connections = totals::connections(&clients, watched.id.pid, watched.time());
             lines.push(Line::Totals(totals));
         }
@@ -437,11 +479,13 @@ impl Trace<'_> {
         lines.push(Line::End(End {
             watched_ns: nanoseconds(self.attached.elapsed()),
             refusals: refused,
+            memory_refusals: self.all_children.then_some(self.memory_refused),
+            oom_kills: self.kills.oom_kills,
             lost,
             reason,
             accounted: lost == 0 && counted_by_kind == refused,
         }));
-        self.refusals = self.refusals.max(refused);
+        self.refusals = self.refusals.max(refused + self.memory_refused);
         let now = Timestamp::now();
         for line in &lines {
             let _ = self.reporter.emit(now, line);

@@ -1,12 +1,11 @@
 //! One refused fork: judged, completed, said.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, time::Instant};
+use std::time::Instant;
 
 use pgfork_trace_common::{Attempt, valid};
 
-use super::{Stop, Trace, armed};
+use super::{Stop, Trace, armed, descendants};
 use crate::{
-    gather::text,
     kernel::plan::Method,
     output::{
         Line,
@@ -20,14 +19,26 @@ impl Trace<'_> {
     pub(super) fn refusal(&mut self, attempt: &Attempt) -> Result<(), Stop> {
         let facts = self.gatherer.facts(attempt, Instant::now());
         let verdict = verdict::judge(attempt, &facts, self.capture.coverage());
-        self.refusals += 1;
-        let Some(watched) = self.watchlist.get_mut(attempt.tgid) else {
-            return Ok(());
+        // A descendant's fork belongs to the watched process above it.
+        let above = match attempt.watched {
+            0 => attempt.tgid,
+            watched => watched,
         };
-        *watched
-            .by_cause
-            .entry(verdict.cause.id().to_owned())
-            .or_default() += 1;
+        let descends = above != attempt.tgid;
+        if descends {
+            // It is not seen when that one ends.
+            self.gatherer.forget(attempt.tgid);
+        }
+        self.refusals += 1;
+        let Some(watched) = self.watchlist.get_mut(above) else {
+            return self.count_refusal();
+        };
+        let by_cause = if descends {
+            &mut watched.child_by_cause
+        } else {
+            &mut watched.by_cause
+        };
+        *by_cause.entry(verdict.cause.id().to_owned()).or_default() += 1;
         let shown = watched.shown.clone();
         let method = self.capture.coverage().method;
         let mut refusal = refusal_of(attempt, shown, method, verdict);
@@ -42,11 +53,25 @@ impl Trace<'_> {
                 self.next_limits
                     .after(&self.root, attempt.tgid, &refusal.verdict, Instant::now());
         }
+        if descends {
+            refusal.process = self.descendants.process(
+                &self.root,
+                (attempt.tgid, attempt.tid),
+                descendants::comm(&attempt.comm),
+                &refusal.postmaster,
+                Instant::now(),
+            );
+        }
         let open = armed::is_open(ret(attempt), &refusal.verdict);
         self.emit(&Line::Refusal(Box::new(refusal)))?;
         if open {
             self.arm()?;
         }
+        self.count_refusal()
+    }
+
+    /// Ends watching where `--until` is reached.
+    pub(super) fn count_refusal(&self) -> Result<(), Stop> {
         if self.until.is_some_and(|until| self.refusals >= until) {
             return Err(Stop::End(EndReason::Until));
         }
@@ -65,14 +90,13 @@ fn refusal_of(
     method: Method,
     verdict: Verdict,
 ) -> Refusal {
-    let mut comm = attempt.comm.split(|byte| *byte == 0);
-    let comm = OsStr::from_bytes(comm.next().unwrap_or_default());
     Refusal {
         postmaster,
         process: Process {
             pid: attempt.tgid,
             tid: attempt.tid,
-            comm: Some(text(comm)),
+            comm: descendants::comm(&attempt.comm),
+            ..Process::default()
         },
         client: None,
         child: None,

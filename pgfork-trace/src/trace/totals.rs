@@ -21,12 +21,6 @@ pub(super) fn totals(
     counted: &Counted,
     by_cause: &BTreeMap<String, u64>,
 ) -> Totals {
-    let mut refused_by_cause = by_cause.clone();
-    let judged: u64 = by_cause.values().sum();
-    let details_lost = counted.refused.saturating_sub(judged);
-    if details_lost > 0 {
-        refused_by_cause.insert(DETAILS_LOST.to_owned(), details_lost);
-    }
     Totals {
         postmaster,
         merged: 0,
@@ -35,9 +29,10 @@ pub(super) fn totals(
         restarted: counted.restarted,
         lost: counted.lost,
         untracked: counted.untracked + counted.missed,
-        refused_by_cause,
+        refused_by_cause: with_lost(by_cause, counted.refused),
         fork_time_ns: fork_time(&counted.histogram),
         connections: None,
+        ..Totals::default()
     }
 }
 
@@ -107,6 +102,35 @@ pub(super) fn connections(
 fn per_second(count: u64, time: Duration) -> f64 {
     let seconds = time.as_secs_f64().max(0.001);
     (count as f64 / seconds * 1000.0).round() / 1000.0
+}
+
+/// Adds what was counted below the process; nothing where that was not asked for.
+pub(super) fn add_children(
+    totals: &mut Totals,
+    counted: &Counted,
+    asked: bool,
+    by_cause: &BTreeMap<String, u64>,
+    memory_by_cause: &BTreeMap<String, u64>,
+) {
+    // The kernel side counts them only where it was asked to; if it did, they are shown.
+    if !asked && counted.child_forks + counted.child_refused == 0 {
+        return;
+    }
+    totals.child_forks = Some(counted.child_forks + counted.child_refused);
+    totals.child_refused = Some(counted.child_refused);
+    totals.child_refused_by_cause = with_lost(by_cause, counted.child_refused);
+    totals.memory_refusals = Some(memory_by_cause.clone());
+}
+
+/// Causes that were judged, and how many refusals were counted beyond that.
+fn with_lost(by_cause: &BTreeMap<String, u64>, refused: u64) -> BTreeMap<String, u64> {
+    let mut all = by_cause.clone();
+    let judged: u64 = by_cause.values().sum();
+    let details_lost = refused.saturating_sub(judged);
+    if details_lost > 0 {
+        all.insert(DETAILS_LOST.to_owned(), details_lost);
+    }
+    all
 }
 
 fn fork_time(histogram: &[u64; HISTOGRAM_BUCKETS]) -> Option<ForkTime> {

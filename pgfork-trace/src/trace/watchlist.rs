@@ -31,6 +31,12 @@ pub(super) struct Watched {
     pub(super) shown: line::Postmaster,
     data_dir: Option<PathBuf>,
     pub(super) by_cause: BTreeMap<String, u64>,
+    /// Refused forks of its descendants.
+    pub(super) child_by_cause: BTreeMap<String, u64>,
+    /// Refused requests for memory of it and its descendants.
+    pub(super) memory_by_cause: BTreeMap<String, u64>,
+    /// OOM kills of it and its descendants.
+    pub(super) oom_kills: u64,
     since: Instant,
     until: Option<Instant>,
     /// Its counts, once it has ended.
@@ -43,9 +49,17 @@ impl Watched {
     /// Counts what another one of the same name did as its own.
     fn take_over(&mut self, other: Self) {
         self.merged += 1 + other.merged;
-        for (cause, count) in other.by_cause {
-            *self.by_cause.entry(cause).or_default() += count;
+        let causes = [
+            (&mut self.by_cause, other.by_cause),
+            (&mut self.child_by_cause, other.child_by_cause),
+            (&mut self.memory_by_cause, other.memory_by_cause),
+        ];
+        for (own, theirs) in causes {
+            for (cause, count) in theirs {
+                *own.entry(cause).or_default() += count;
+            }
         }
+        self.oom_kills += other.oom_kills;
         self.counted = match (self.counted.take(), other.counted) {
             (Some(mut own), Some(theirs)) => {
                 totals::add(&mut own, &theirs);
@@ -260,6 +274,9 @@ fn watched_postmaster(postmaster: &Postmaster) -> Watched {
         },
         data_dir: Some(postmaster.data_dir.clone()),
         by_cause: BTreeMap::new(),
+        child_by_cause: BTreeMap::new(),
+        memory_by_cause: BTreeMap::new(),
+        oom_kills: 0,
         since: Instant::now(),
         until: None,
         counted: None,
@@ -283,6 +300,9 @@ fn watched_process(process: &AnyProcess) -> Watched {
         },
         data_dir: None,
         by_cause: BTreeMap::new(),
+        child_by_cause: BTreeMap::new(),
+        memory_by_cause: BTreeMap::new(),
+        oom_kills: 0,
         since: Instant::now(),
         until: None,
         counted: None,

@@ -8,6 +8,8 @@ mod evidence;
 mod facts;
 pub mod findings;
 pub mod headroom;
+pub mod memory;
+pub mod oom;
 mod overcommit;
 mod privilege;
 mod remedy;
@@ -90,6 +92,8 @@ pub enum Scope {
         /// 0 is the process's own user namespace, 1 its parent, and so on.
         ancestor: usize,
     },
+    /// The refused process itself.
+    Process,
 }
 
 /// One failing return that was seen.

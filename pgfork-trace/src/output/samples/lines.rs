@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::{
     super::line::{
         Change, ClientCount, Connects, End, EndReason, ForkTime, Line, Lost, LostWhat, Method,
-        Notice, Postmaster, PostmasterChange, Repeat, Start, Totals,
+        Notice, Postmaster, PostmasterChange, Refused, Repeat, Start, Totals,
     },
-    in_container, pooler, postmaster, refusals,
+    children, in_container, pooler, postmaster, refusals,
 };
 use crate::verdict::{Cause, Certainty, Scope};
 
@@ -27,6 +27,7 @@ pub(in crate::output) fn start(postmasters: Vec<Postmaster>, not_seen: &[&str]) 
 pub(in crate::output) fn repeat(refusals: u64) -> Line {
     Line::Repeat(Repeat {
         postmaster: postmaster(),
+        refused: Refused::Fork,
         cause: Cause::CommitLimit,
         certainty: Certainty::Observed,
         scope: Some(Scope::Host),
@@ -39,6 +40,7 @@ pub(in crate::output) fn change(event: Change, previous_pid: Option<u32>) -> Lin
         event,
         postmaster: in_container(),
         previous_pid,
+        killed_by: None,
     })
 }
 
@@ -91,6 +93,8 @@ pub(in crate::output) fn end(refusals: u64, lost: u64, accounted: bool) -> End {
     End {
         watched_ns: 134_000_000_000,
         refusals,
+        memory_refusals: None,
+        oom_kills: 0,
         lost,
         reason: EndReason::Signal,
         accounted,
@@ -126,6 +130,28 @@ pub(in crate::output) fn all() -> Vec<Line> {
             ..end(0, 2, false)
         }));
     }
+    let totals_of_all = Totals {
+        child_forks: Some(31),
+        child_refused: Some(2),
+        child_refused_by_cause: BTreeMap::from([("details_lost".to_owned(), 2)]),
+        memory_refusals: Some(BTreeMap::from([("rlimit_as".to_owned(), 2)])),
+        oom_kills: 1,
+        ..totals(postmaster(), 9, &[])
+    };
+    lines.push(Line::Totals(totals_of_all));
+    lines.push(Line::End(End {
+        memory_refusals: Some(2),
+        oom_kills: 1,
+        ..end(2, 0, true)
+    }));
+    let Line::Postmaster(gone) = change(Change::Gone, None) else {
+        unreachable!()
+    };
+    lines.push(Line::Postmaster(PostmasterChange {
+        killed_by: Some(children::by_bash()),
+        ..gone
+    }));
+    lines.extend(children::all());
     lines.extend(
         refusals()
             .into_iter()

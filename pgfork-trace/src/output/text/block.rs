@@ -6,12 +6,13 @@ use super::{
         line::{Errno, Refusal},
         units::counted,
     },
+    actor::actor,
     client, container, numbers,
     style::Style,
     who,
 };
 use crate::verdict::{
-    Cause, Certainty, CheckSeen, Considered, Remedy, Scope, Verdict,
+    Cause, Certainty, CheckSeen, Considered, Remedy, Scope, TrailEntry,
     client::{Child, ChildKind},
 };
 
@@ -23,13 +24,13 @@ const COMMAND_WIDTH: usize = 48;
 const MOST_NOT_SEEN: usize = 5;
 
 /// Rows with a label; rows that go on have an empty one.
-struct Block {
-    out: String,
-    style: Style,
+pub(super) struct Block {
+    pub(super) out: String,
+    pub(super) style: Style,
 }
 
 impl Block {
-    fn rows(&mut self, label: &str, rows: impl IntoIterator<Item = String>) {
+    pub(super) fn rows(&mut self, label: &str, rows: impl IntoIterator<Item = String>) {
         let mut label = label;
         for row in rows {
             self.out += &format!("  {}{row}\n", self.style.label(&format!("{label:<10}")));
@@ -37,7 +38,7 @@ impl Block {
         }
     }
 
-    fn row(&mut self, label: &str, row: String) {
+    pub(super) fn row(&mut self, label: &str, row: String) {
         self.rows(label, [row]);
     }
 }
@@ -56,8 +57,16 @@ pub(super) fn refusal(clock: &str, refusal: &Refusal, style: Style) -> String {
         style,
     };
     block.row("errno", errno(refusal));
-    block.row("cause", cause(verdict, style));
-    block.rows("check", check(verdict));
+    block.row(
+        "cause",
+        cause(
+            verdict.cause,
+            verdict.certainty,
+            verdict.scope.as_ref(),
+            style,
+        ),
+    );
+    block.rows("check", check(verdict.check.as_ref(), &verdict.trail));
     block.row("because", sentence(&verdict.because).into_owned());
     block.rows("numbers", numbers::lines(verdict));
     if verdict.certainty == Certainty::Unknown {
@@ -73,7 +82,7 @@ pub(super) fn refusal(clock: &str, refusal: &Refusal, style: Style) -> String {
     if verdict.certainty == Certainty::Unknown {
         block.rows("not seen", not_seen(&verdict.not_seen));
     }
-    block.rows("remedy", remedies(verdict, style));
+    block.rows("remedy", remedies(verdict.cause, &verdict.remedy, style));
     let next = refusal.next_limit.as_ref();
     block.rows("next", next.map(|next| sentence(&next.text).into_owned()));
     if refusal.lost_before > 0 {
@@ -91,6 +100,9 @@ pub(super) fn refusal(clock: &str, refusal: &Refusal, style: Style) -> String {
 /// Who called fork, where it was not the watched process's first thread.
 fn caller(refusal: &Refusal) -> String {
     let process = &refusal.process;
+    if process.role.is_some() && process.pid != refusal.postmaster.pid {
+        return format!(", in {}", actor(process));
+    }
     let comm = process
         .comm
         .as_ref()
@@ -133,7 +145,7 @@ fn errno(refusal: &Refusal) -> String {
 }
 
 /// The text of glibc, which is what PostgreSQL prints almost everywhere.
-fn strerror(errno: &Errno) -> String {
+pub(super) fn strerror(errno: &Errno) -> String {
     match errno.number {
         libc::ENOMEM => "Cannot allocate memory".to_owned(),
         libc::EAGAIN => "Resource temporarily unavailable".to_owned(),
@@ -144,9 +156,14 @@ fn strerror(errno: &Errno) -> String {
     }
 }
 
-fn cause(verdict: &Verdict, style: Style) -> String {
-    let entry = verdict.cause.entry();
-    let whose = match &verdict.scope {
+pub(super) fn cause(
+    cause: Cause,
+    certainty: Certainty,
+    scope: Option<&Scope>,
+    style: Style,
+) -> String {
+    let entry = cause.entry();
+    let whose = match scope {
         Some(Scope::Cgroup {
             container: Some(id),
             ..
@@ -162,29 +179,28 @@ fn cause(verdict: &Verdict, style: Style) -> String {
     };
     let length = entry.id.len() + 2 + entry.title.len() + whose.chars().count();
     let gap = CERTAINTY_COLUMN.saturating_sub(length).max(2);
-    let certainty = format!("[{}]", verdict.certainty.name());
+    let shown = format!("[{}]", certainty.name());
     format!(
         "{}: {}{whose}{:gap$}{}",
         style.strong(entry.id),
         entry.title,
         "",
-        match verdict.certainty {
-            Certainty::Observed => style.good(&certainty),
-            Certainty::Deduced | Certainty::Unknown => style.doubt(&certainty),
+        match certainty {
+            Certainty::Observed => style.good(&shown),
+            Certainty::Deduced | Certainty::Unknown => style.doubt(&shown),
         }
     )
 }
 
 /// The way to the check, or all that was seen failing.
-fn check(verdict: &Verdict) -> Option<String> {
+pub(super) fn check(check: Option<&CheckSeen>, trail: &[TrailEntry]) -> Option<String> {
     let Some(CheckSeen {
         function,
         path,
         returned,
-    }) = &verdict.check
+    }) = check
     else {
-        let trail: Vec<String> = verdict
-            .trail
+        let trail: Vec<String> = trail
             .iter()
             .map(|entry| format!("{} = {}", entry.function, entry.returned))
             .collect();
@@ -202,12 +218,12 @@ fn check(verdict: &Verdict) -> Option<String> {
     Some(way.join(" > ") + &result)
 }
 
-fn considered(all: &[Considered]) -> impl Iterator<Item = String> {
+pub(super) fn considered(all: &[Considered]) -> impl Iterator<Item = String> {
     all.iter()
         .map(|it| format!("{}: {}", it.what, sentence(&it.why)))
 }
 
-fn not_seen(all: &[String]) -> Vec<String> {
+pub(super) fn not_seen(all: &[String]) -> Vec<String> {
     let mut rows: Vec<String> = all
         .iter()
         .take(MOST_NOT_SEEN)
@@ -222,21 +238,20 @@ fn not_seen(all: &[String]) -> Vec<String> {
     rows
 }
 
-fn remedies(verdict: &Verdict, style: Style) -> Vec<String> {
-    if verdict.remedy.is_empty() {
-        let why = match verdict.cause {
+pub(super) fn remedies(cause: Cause, remedies: &[Remedy], style: Style) -> Vec<String> {
+    if remedies.is_empty() {
+        let why = match cause {
             Cause::Unknown => "none: no limit is proven to be the cause",
             _ => "none could be computed: some of its numbers were not readable",
         };
         return vec![why.to_owned()];
     }
     // Ways to more commit limit stand for each other; limits on one path, or now and later, go together.
-    let joint = match verdict.cause {
-        Cause::CommitLimit => "or ",
+    let joint = match cause {
+        Cause::CommitLimit | Cause::ShmCommitRefused | Cause::OvercommitHeuristic => "or ",
         _ => "and ",
     };
-    let commands: Vec<String> = verdict
-        .remedy
+    let commands: Vec<String> = remedies
         .iter()
         .enumerate()
         .map(|(at, remedy)| {
@@ -251,7 +266,7 @@ fn remedies(verdict: &Verdict, style: Style) -> Vec<String> {
         .unwrap_or(0);
     commands
         .iter()
-        .zip(&verdict.remedy)
+        .zip(remedies)
         .flat_map(|(command, remedy)| remedy_rows(command, remedy, width, style))
         .collect()
 }

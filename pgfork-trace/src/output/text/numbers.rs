@@ -31,7 +31,7 @@ pub(super) fn lines(verdict: &Verdict) -> Vec<String> {
     }
 }
 
-fn commit_limit(overcommit: &OvercommitEvidence, refused_here: bool) -> Vec<String> {
+pub(super) fn commit_limit(overcommit: &OvercommitEvidence, refused_here: bool) -> Vec<String> {
     let unit = SumUnit::exact_for(
         [
             overcommit.requested_bytes,

@@ -1,5 +1,7 @@
 //! The end: what was counted, and whether the count is whole.
 
+use std::collections::BTreeMap;
+
 use super::{
     super::{
         line::{DETAILS_LOST, End, EndReason, Totals, WatchedKind},
@@ -69,17 +71,7 @@ pub(super) fn totals(totals: &Totals) -> String {
         counted(totals.forks, "fork", "forks"),
         count(totals.refused)
     );
-    if !totals.refused_by_cause.is_empty() {
-        let causes: Vec<String> = totals
-            .refused_by_cause
-            .iter()
-            .map(|(cause, refused)| match cause.as_str() {
-                DETAILS_LOST => format!("details lost {}", count(*refused)),
-                cause => format!("{cause} {}", count(*refused)),
-            })
-            .collect();
-        out += &format!(" ({})", causes.join(", "));
-    }
+    out += &by_cause(&totals.refused_by_cause);
     if totals.restarted > 0 {
         out += &format!(", {} restarted by signals", count(totals.restarted));
     }
@@ -96,6 +88,53 @@ pub(super) fn totals(totals: &Totals) -> String {
     }
     if let Some(row) = totals.connections.as_ref().and_then(client::connections) {
         out += &format!("\n  {row}");
+    }
+    let below = children(totals);
+    if !below.is_empty() {
+        out += &format!("\n {below}");
+    }
+    out
+}
+
+/// ` (commit_limit 413)`, or nothing.
+fn by_cause(counts: &BTreeMap<String, u64>) -> String {
+    if counts.is_empty() {
+        return String::new();
+    }
+    let causes: Vec<String> = counts
+        .iter()
+        .map(|(cause, refused)| match cause.as_str() {
+            DETAILS_LOST => format!("details lost {}", count(*refused)),
+            cause => format!("{cause} {}", count(*refused)),
+        })
+        .collect();
+    format!(" ({})", causes.join(", "))
+}
+
+/// What was counted below the watched process.
+fn children(totals: &Totals) -> String {
+    let mut out = String::new();
+    if let (Some(forks), Some(refused)) = (totals.child_forks, totals.child_refused) {
+        out += &format!(
+            " Its children: {}, {} refused{}.",
+            counted(forks, "fork", "forks"),
+            count(refused),
+            by_cause(&totals.child_refused_by_cause)
+        );
+    }
+    if let Some(causes) = &totals.memory_refusals {
+        let all: u64 = causes.values().sum();
+        out += &format!(
+            " {}{}.",
+            counted(all, "memory refusal", "memory refusals"),
+            by_cause(causes)
+        );
+    }
+    if totals.oom_kills > 0 {
+        out += &format!(
+            " {} by the OOM killer.",
+            counted(totals.oom_kills, "process killed", "processes killed")
+        );
     }
     out
 }

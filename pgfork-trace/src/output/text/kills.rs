@@ -1,0 +1,128 @@
+//! Processes ended by force.
+
+use super::{
+    super::{
+        escape::{name, sentence},
+        line::{Killed, KilledBy, OomKill, Process},
+        units::bytes,
+    },
+    actor::actor,
+    block::{self, Block},
+    style::Style,
+    who,
+};
+use crate::verdict::{Cause, oom::OomEvidence};
+
+/// The block of a kill by the OOM killer; `clock` is its time.
+pub(super) fn oom(clock: &str, kill: &OomKill, style: Style) -> String {
+    let subject = match &kill.postmaster {
+        Some(watched) if watched.pid == kill.victim.pid => style.strong(&who(watched)),
+        Some(watched) => format!("{} of {}", style.strong(&actor(&kill.victim)), who(watched)),
+        None => format!("{}, not watched", style.strong(&actor(&kill.victim))),
+    };
+    let verdict = &kill.verdict;
+    let mut block = Block {
+        out: format!(
+            "{clock}  {}  {subject}, by the OOM killer\n",
+            style.alarm("KILLED")
+        ),
+        style,
+    };
+    if verdict.cause == Cause::Unknown {
+        // The catalogue speaks of refusals.
+        block.row(
+            "cause",
+            "unknown: whose memory was short was not seen".to_owned(),
+        );
+    } else {
+        block.row(
+            "cause",
+            block::cause(
+                verdict.cause,
+                verdict.certainty,
+                verdict.scope.as_ref(),
+                style,
+            ),
+        );
+    }
+    block.row("because", sentence(&verdict.because).into_owned());
+    block.rows("numbers", numbers(&verdict.evidence));
+    if !verdict.remedy.is_empty() {
+        block.rows(
+            "remedy",
+            block::remedies(verdict.cause, &verdict.remedy, style),
+        );
+    }
+    block.out
+}
+
+fn numbers(evidence: &OomEvidence) -> Vec<String> {
+    let mut rows = Vec::new();
+    let cgroup = evidence.oom_cgroup.as_deref().map(name);
+    if let Some(cgroup) = cgroup {
+        rows.push(match (evidence.usage_bytes, evidence.limit_bytes) {
+            (Some(usage), Some(limit)) => {
+                format!("{} of {} in {cgroup}", bytes(usage), bytes(limit))
+            }
+            (None, Some(limit)) => format!("limit {} of {cgroup}", bytes(limit)),
+            _ => format!("in {cgroup}"),
+        });
+    }
+    let sizes = [
+        ("private", evidence.anon_rss_bytes),
+        ("of files", evidence.file_rss_bytes),
+        ("shared", evidence.shmem_rss_bytes),
+        ("of page tables", evidence.page_tables_bytes),
+    ];
+    let mut parts: Vec<String> = sizes
+        .into_iter()
+        .filter_map(|(what, size)| Some(format!("{} {what}", bytes(size?))))
+        .collect();
+    if !parts.is_empty() {
+        parts = vec![format!("in RAM {}", parts.join(", "))];
+    }
+    parts.extend(
+        evidence
+            .total_vm_bytes
+            .map(|size| format!("address space {}", bytes(size))),
+    );
+    parts.extend(
+        evidence
+            .oom_score_adj
+            .map(|adjustment| format!("oom_score_adj {adjustment}")),
+    );
+    if !parts.is_empty() {
+        rows.push(format!("the process: {}", parts.join("; ")));
+    }
+    rows
+}
+
+/// One line: who was killed by whom.
+pub(super) fn killed(killed: &Killed) -> String {
+    let watched = who(&killed.postmaster);
+    let subject = if killed.target.pid == killed.postmaster.pid {
+        watched
+    } else {
+        format!("{} of {watched}", actor(&killed.target))
+    };
+    format!("{subject} was sent SIGKILL {}", by(&killed.killed_by))
+}
+
+/// `by process 77 (bash), uid 0`.
+pub(super) fn by(killed_by: &KilledBy) -> String {
+    match killed_by {
+        KilledBy::Signal { sender } => {
+            let process = Process {
+                pid: sender.pid,
+                comm: sender.comm.clone(),
+                ..Process::default()
+            };
+            format!("by {}, uid {}", actor(&process), sender.uid)
+        }
+        KilledBy::Kernel => {
+            "by the kernel (not seen as an OOM kill of this process: its pid namespace ended, RLIMIT_CPU, or it went along with an OOM victim)"
+                .to_owned()
+        }
+        KilledBy::OomKiller => "by the kernel's OOM killer".to_owned(),
+    }
+}

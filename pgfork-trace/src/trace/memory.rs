@@ -1,0 +1,282 @@
+//! What happens inside watched processes and below them: memory refused, and kills.
+
+use std::time::Instant;
+
+use pgfork_trace_common::{self as records, oom_valid};
+
+use crate::{
+    host::{
+        Pid,
+        cgroup::{self, Controller},
+        memory, sysctl,
+    },
+    output::{
+        Closed,
+        line::{
+            Errno, Killed, KilledBy, Line, MemoryRefusal, OomKill, Postmaster, Process, Sender,
+        },
+    },
+    verdict::{
+        CgroupFact,
+        memory::{HugePages, Request, RequestFacts, errno, judge},
+        oom::{self, OomFacts},
+    },
+};
+
+use super::{
+    Stop, Trace, descendants,
+    kills::{Ended, OomVictim, Ready},
+};
+
+impl Trace<'_> {
+    /// A check refused memory.
+    pub(super) fn memory(&mut self, record: &records::MemoryRefusal) -> Result<(), Stop> {
+        let complete = self.merger.push(*record);
+        self.memory_refusals(&complete)
+    }
+
+    /// Requests that nothing can be added to any more.
+    pub(super) fn complete_memory(&mut self) -> Result<(), Stop> {
+        let complete = self.merger.expire(monotonic_ns());
+        self.memory_refusals(&complete)
+    }
+
+    fn memory_refusals(&mut self, requests: &[Request]) -> Result<(), Stop> {
+        for request in requests {
+            self.memory_refusal(request)?;
+            self.count_refusal()?;
+        }
+        Ok(())
+    }
+
+    /// What is left at the end; the reader of the output may be gone.
+    pub(super) fn last_memory_refusals(&mut self) {
+        for request in self.merger.drain() {
+            let _ = self.memory_refusal(&request);
+        }
+    }
+
+    fn memory_refusal(&mut self, request: &Request) -> Result<(), Closed> {
+        let Some(first) = request.first().copied() else {
+            return Ok(());
+        };
+        let Some(watched) = self.watchlist.get_mut(first.watched) else {
+            return Ok(());
+        };
+        let shown = watched.shown.clone();
+        let facts = self.request_facts(first.watched);
+        let Some(verdict) = judge(request, &facts, self.capture.coverage()) else {
+            return Ok(());
+        };
+        self.refusals += 1;
+        self.memory_refused += 1;
+        if let Some(watched) = self.watchlist.get_mut(first.watched) {
+            *watched
+                .memory_by_cause
+                .entry(verdict.cause.id().to_owned())
+                .or_default() += 1;
+        }
+        let process = self.descendants.process(
+            &self.root,
+            (first.tgid, first.tid),
+            descendants::comm(&first.comm),
+            &shown,
+            Instant::now(),
+        );
+        let line = Line::MemoryRefusal(Box::new(MemoryRefusal {
+            postmaster: shown,
+            process,
+            errno: errno(request).map(Errno::from_ret),
+            method: self.capture.coverage().method,
+            verdict,
+        }));
+        self.emit(&line)
+    }
+
+    fn request_facts(&mut self, watched: Pid) -> RequestFacts {
+        RequestFacts {
+            host: self.gatherer.facts_of(watched, Instant::now()),
+            max_map_count: sysctl::sysctl_number(&self.root, "vm/max_map_count")
+                .ok()
+                .flatten(),
+            huge_pages: memory::meminfo(&self.root)
+                .ok()
+                .flatten()
+                .and_then(|info| huge_pages(&info)),
+        }
+    }
+
+    /// The OOM killer chose a process.
+    pub(super) fn oom_kill(&mut self, kill: &records::OomKill) -> Result<(), Closed> {
+        let now = Instant::now();
+        // The tracepoint of older kernels has the pid only.
+        let watched = match kill.watched {
+            0 if kill.valid & oom_valid::TASK == 0 => {
+                let is_watched = |pid| self.watchlist.is_alive(pid);
+                descendants::watched_above(&self.root, kill.victim, is_watched)
+            }
+            0 => None,
+            watched => Some(watched),
+        };
+        let shown = watched
+            .and_then(|pid| self.watchlist.get_mut(pid))
+            .map(|watched| watched.shown.clone());
+        let (root, descendants) = (&self.root, &mut self.descendants);
+        let new = self.kills.oom(kill, now, || {
+            let comm = descendants::comm(&kill.comm).or_else(|| {
+                let stat = crate::host::process::stat(root, kill.victim).ok()??;
+                Some(crate::gather::text(&stat.comm))
+            });
+            let victim = match &shown {
+                Some(shown) => {
+                    descendants.process(root, (kill.victim, kill.victim), comm, shown, now)
+                }
+                None => Process {
+                    pid: kill.victim,
+                    tid: kill.victim,
+                    comm,
+                    ..Process::default()
+                },
+            };
+            (victim, shown.clone())
+        });
+        if new
+            && let Some(watched) = watched
+            && let Some(watched) = self.watchlist.get_mut(watched)
+        {
+            watched.oom_kills += 1;
+        }
+        self.say_kills(Ended::Nothing)
+    }
+
+    /// SIGKILL was sent to a watched process or a descendant of one.
+    pub(super) fn sigkill(&mut self, record: &records::Sigkill) -> Result<(), Closed> {
+        let now = Instant::now();
+        let Some(watched) = self.watchlist.get_mut(record.watched) else {
+            return Ok(());
+        };
+        let shown = watched.shown.clone();
+        let process = self.descendants.process(
+            &self.root,
+            (record.target, record.target),
+            descendants::comm(&record.target_comm),
+            &shown,
+            now,
+        );
+        let sender = Sender {
+            pid: record.sender,
+            comm: descendants::comm(&record.sender_comm),
+            uid: record.sender_uid,
+        };
+        match self.kills.signal(record, sender, now, process, shown) {
+            Some((target, killed_by)) => {
+                self.emit(&killed(target.postmaster, target.process, killed_by))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Says what is known about kills by now.
+    pub(super) fn say_kills(&mut self, ended: Ended) -> Result<(), Closed> {
+        let now = Instant::now();
+        if let Some(log) = &mut self.oom_log
+            && self.kills.is_waiting()
+        {
+            let lines = log.new_lines();
+            self.kills.log(lines, now);
+        }
+        let Ready { oom, kernel } = self.kills.due(now, ended);
+        for victim in oom {
+            let line = self.oom_line(victim);
+            self.emit(&line)?;
+        }
+        for target in kernel {
+            self.emit(&killed(target.postmaster, target.process, KilledBy::Kernel))?;
+        }
+        Ok(())
+    }
+
+    fn oom_line(&mut self, victim: OomVictim) -> Line {
+        let watched = victim.postmaster.as_ref();
+        let host = self.gatherer.facts_of(
+            watched.map_or(victim.kill.victim, |it| it.pid),
+            Instant::now(),
+        );
+        if watched.is_none() {
+            self.gatherer.forget(victim.kill.victim);
+        }
+        let (cgroup, cgroup_v1) = self
+            .memory_cgroup(victim.kill.memcg_id, victim.kill.victim, watched)
+            .unzip();
+        let facts = OomFacts {
+            page_size: host.page_size,
+            cgroup,
+            cgroup_v1: cgroup_v1.unwrap_or(false),
+            watched: watched.is_some(),
+            postmaster: watched.is_some_and(|it| {
+                it.pid == victim.kill.victim
+                    && it.kind == crate::output::line::WatchedKind::Postmaster
+            }),
+            unit: watched.and_then(|it| it.unit.clone()),
+            overcommit_memory: host.overcommit.map(|it| it.mode),
+        };
+        Line::OomKill(Box::new(OomKill {
+            verdict: oom::judge(&victim.kill, &victim.report, &facts),
+            postmaster: victim.postmaster,
+            victim: victim.victim,
+            trigger_pid: (victim.kill.trigger != 0).then_some(victim.kill.trigger),
+        }))
+    }
+
+    /// The memory cgroup with this id on the path of the victim, or of its postmaster.
+    fn memory_cgroup(
+        &self,
+        id: u64,
+        victim: Pid,
+        watched: Option<&Postmaster>,
+    ) -> Option<((usize, CgroupFact), bool)> {
+        let pids = [Some(victim), watched.map(|it| it.pid)];
+        pids.into_iter().flatten().find_map(|pid| {
+            let chain = cgroup::chain(&self.root, pid, Controller::Memory).ok()??;
+            let at = chain
+                .levels
+                .iter()
+                .position(|level| id != 0 && level.inode == Some(id))?;
+            let fact = crate::gather::cgroup_fact(&chain.levels[at], Controller::Memory)?;
+            Some(((at, fact), chain.version == cgroup::Version::V1))
+        })
+    }
+}
+
+fn killed(postmaster: Postmaster, target: Process, killed_by: KilledBy) -> Line {
+    Line::Killed(Killed {
+        postmaster,
+        target,
+        killed_by,
+    })
+}
+
+fn huge_pages(info: &memory::MemInfo) -> Option<HugePages> {
+    let [total, free, reserved] = info.huge_pages;
+    Some(HugePages {
+        page_bytes: info.huge_page_bytes?,
+        total_pages: total?,
+        free_pages: free?,
+        reserved_pages: reserved?,
+    })
+}
+
+/// The clock of the kernel side's times (`bpf_ktime_get_ns`).
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes into what is handed over.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) } != 0 {
+        // Then everything is over: nothing waits for ever.
+        return u64::MAX;
+    }
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}

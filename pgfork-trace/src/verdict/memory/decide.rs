@@ -1,0 +1,665 @@
+//! Which check refused a request for memory: one procedure over the records of each call.
+
+use pgfork_trace_common::{Check, MemoryRefusal, memory_valid};
+
+use super::{
+    super::{Cause, Certainty, Considered, Coverage, overcommit::STRICT},
+    REFUSALS, RequestFacts, Way, evidence, function,
+    merge::{Call, Request},
+    way,
+};
+use crate::output::units;
+
+/// `MAP_SHARED`, also part of `MAP_SHARED_VALIDATE` (include/uapi/linux/mman.h).
+const MAP_SHARED: u64 = 0x01;
+/// `MAP_HUGETLB` (include/uapi/asm-generic/mman-common.h; the same on x86-64 and arm64).
+const MAP_HUGETLB: u64 = 0x4_0000;
+
+/// What decides, before numbers and remedies are put to it.
+#[derive(Clone, Debug)]
+pub(super) struct Decision {
+    pub(super) cause: Cause,
+    /// The limit behind a refused stack growth.
+    pub(super) behind: Option<Cause>,
+    /// The stack growth was refused by `RLIMIT_STACK`.
+    pub(super) stack_limit: bool,
+    pub(super) certainty: Certainty,
+    pub(super) because: String,
+    pub(super) check: Option<Check>,
+    pub(super) also_possible: Vec<Considered>,
+    pub(super) ruled_out: Vec<Considered>,
+    pub(super) not_seen: Vec<String>,
+    huge: bool,
+}
+
+impl Decision {
+    fn new(cause: Cause, certainty: Certainty, check: Option<Check>, because: String) -> Self {
+        Self {
+            cause,
+            behind: None,
+            stack_limit: false,
+            certainty,
+            because,
+            check,
+            also_possible: Vec::new(),
+            ruled_out: Vec::new(),
+            not_seen: Vec::new(),
+            huge: false,
+        }
+    }
+
+    fn observed(cause: Cause, check: Check, because: String) -> Self {
+        Self::new(cause, Certainty::Observed, Some(check), because)
+    }
+
+    fn deduced(cause: Cause, check: Option<Check>, because: String) -> Self {
+        Self::new(cause, Certainty::Deduced, check, because)
+    }
+
+    fn unknown(because: String) -> Self {
+        Self::new(Cause::Unknown, Certainty::Unknown, None, because)
+    }
+
+    pub(super) fn concerns_overcommit(&self) -> bool {
+        let about = |cause| {
+            matches!(
+                cause,
+                Cause::CommitLimit
+                    | Cause::OvercommitHeuristic
+                    | Cause::ShmCommitRefused
+                    | Cause::Unknown
+            )
+        };
+        about(self.cause) || self.behind.is_some_and(about)
+    }
+
+    pub(super) fn concerns_huge_pages(&self) -> bool {
+        self.huge || self.cause == Cause::HugetlbExhausted
+    }
+
+    /// Smaller is better known.
+    const fn doubt(&self) -> u8 {
+        match self.certainty {
+            Certainty::Observed => 0,
+            Certainty::Deduced => 1,
+            Certainty::Unknown => 2,
+        }
+    }
+}
+
+/// The decision on a request, and the call that it is about: the first of those that are known
+/// best. `None` where every call failed for its arguments.
+pub(super) fn decide(
+    request: &Request,
+    facts: &RequestFacts,
+    coverage: &Coverage,
+) -> Option<(usize, Decision)> {
+    let mut all: Vec<(usize, Decision)> = request
+        .calls
+        .iter()
+        .enumerate()
+        .filter(|(_, call)| is_refusal(call))
+        .map(|(at, call)| (at, of_call(call, facts, coverage)))
+        .collect();
+    let best = all
+        .iter()
+        .enumerate()
+        .min_by_key(|(_, (_, decision))| decision.doubt())
+        .map(|(at, _)| at)?;
+    let (at, mut decision) = all.remove(best);
+    for (other, second) in all {
+        let known = second.cause != Cause::Unknown && second.cause != decision.cause;
+        if known
+            && !decision
+                .also_possible
+                .iter()
+                .any(|it| it.what == second.cause.id())
+        {
+            decision.also_possible.push(Considered {
+                what: second.cause.id(),
+                why: format!(
+                    "{}, asked for the same memory, was refused by this: {}",
+                    way(&request.calls[other]).name(),
+                    second.because
+                ),
+            });
+        }
+    }
+    if request.calls.iter().all(|call| way(call) == Way::Brk) {
+        decision.because +=
+            "; only brk was seen refused: the C library then asks by mmap, and may have got it";
+    }
+    Some((at, decision))
+}
+
+/// A check that refused was seen, or the error speaks of a limit or of permission.
+fn is_refusal(call: &Call) -> bool {
+    !call.inner.is_empty()
+        || call
+            .outer
+            .is_some_and(|outer| REFUSALS.contains(&outer.ret) || outer.ret >= 0)
+}
+
+pub(super) fn bytes(call: &Call) -> Option<u64> {
+    call.records()
+        .rev()
+        .find(|it| it.valid & memory_valid::BYTES != 0 && it.bytes > 0)
+        .map(|it| it.bytes)
+}
+
+pub(super) fn flags(call: &Call) -> Option<u64> {
+    call.outer
+        .filter(|it| it.check == Check::VmMmapPgoff as u32)
+        .map(|it| it.flags)
+}
+
+/// vm.overcommit_memory, as the refusing check had it, else as it was right after.
+pub(super) fn mode(call: &Call, facts: &RequestFacts) -> Option<i32> {
+    call.records()
+        .find(|it| it.valid & memory_valid::OVERCOMMIT_MODE != 0)
+        .map(|it| it.overcommit.mode)
+        .or_else(|| facts.host.overcommit.map(|it| it.mode))
+}
+
+fn of_call(call: &Call, facts: &RequestFacts, coverage: &Coverage) -> Decision {
+    let decision = match inner_check(call) {
+        Some((check, record)) => seen(check, record, call, facts),
+        None => by_numbers(call, facts, coverage),
+    };
+    if way(call) == Way::StackGrowth {
+        return stack(decision, call, facts);
+    }
+    decision
+}
+
+/// The deepest check with a meaning of its own.
+fn inner_check(call: &Call) -> Option<(Check, &MemoryRefusal)> {
+    call.inner
+        .iter()
+        .find_map(|it| Some((Check::from_number(it.check)?, it)))
+}
+
+/// A check was seen refusing.
+fn seen(check: Check, record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> Decision {
+    let name = function(check);
+    match check {
+        Check::VmEnoughMemory => enough_memory(record, call, facts),
+        Check::MayExpandVm => expand(record, call, facts),
+        Check::MlockFuture => Decision::observed(
+            Cause::RlimitMemlock,
+            check,
+            format!("{name} was seen refusing: what the process locks would pass RLIMIT_MEMLOCK"),
+        ),
+        Check::HugetlbReservePages => huge_pages(true, call, facts),
+        Check::GetUnmappedArea if record.ret == -libc::ENOMEM => Decision::observed(
+            Cause::AddressSpaceExhausted,
+            check,
+            format!("{name} was seen returning -ENOMEM: no hole in the address space was found"),
+        ),
+        _ => Decision::unknown(format!(
+            "{name} was seen refusing, for a reason that its result does not tell"
+        )),
+    }
+}
+
+fn enough_memory(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> Decision {
+    let check = Check::VmEnoughMemory;
+    let name = function(check);
+    let shared = flags(call).is_some_and(|flags| flags & MAP_SHARED != 0);
+    let place = match way(call) {
+        Way::Other => {
+            "; no mmap, brk or other call was seen around it: shared memory (shmget, /dev/shm), or a program start"
+        }
+        _ => "",
+    };
+    let mut decision = match mode(call, facts) {
+        Some(STRICT) => Decision::observed(
+            Cause::CommitLimit,
+            check,
+            format!("{name} was seen returning -ENOMEM, in strict mode{place}"),
+        ),
+        Some(0) => Decision::observed(
+            Cause::OvercommitHeuristic,
+            check,
+            format!(
+                "{name} was seen returning -ENOMEM in heuristic mode, which refuses only what is larger than RAM and swap{place}"
+            ),
+        ),
+        other => {
+            let larger = heuristic_refuses(record.bytes, facts) == Some(true);
+            let cause = if larger {
+                Cause::OvercommitHeuristic
+            } else {
+                Cause::CommitLimit
+            };
+            let mode = other.map_or_else(
+                || "the mode could not be read".to_owned(),
+                |mode| format!("vm.overcommit_memory was {mode} right after"),
+            );
+            Decision::deduced(
+                cause,
+                Some(check),
+                format!("{name} was seen returning -ENOMEM; {mode}{place}"),
+            )
+        }
+    };
+    if shared {
+        decision.because = format!(
+            "{}; the mapping is shared, so all of it is charged at once",
+            decision.because
+        );
+        decision.cause = Cause::ShmCommitRefused;
+    }
+    decision
+}
+
+/// Mode 0: `pages > totalram_pages() + total_swap_pages` (mm/util.c `__vm_enough_memory`, 5.10 to 7.2).
+fn heuristic_refuses(bytes: u64, facts: &RequestFacts) -> Option<bool> {
+    let memory = facts.host.memory?;
+    Some(bytes > memory.mem_total.saturating_add(memory.swap_total))
+}
+
+/// `RLIMIT_AS` before `RLIMIT_DATA`, as `may_expand_vm` tests them (mm/mmap.c, mm/vma.c, 5.10 to 7.2).
+fn limits_passed(record: &MemoryRefusal, asked: Option<u64>, facts: &RequestFacts) -> [bool; 2] {
+    let needed = memory_valid::MM | memory_valid::RLIMITS;
+    let Some(asked) = asked.filter(|_| record.valid & needed == needed) else {
+        return [false; 2];
+    };
+    let page = facts.host.page_size.max(1);
+    let pages = asked.div_ceil(page);
+    [
+        record.total_vm_pages.saturating_add(pages) > record.rlimit_as / page,
+        record.data_vm_pages.saturating_add(pages) > record.rlimit_data / page,
+    ]
+}
+
+fn asked_of(record: &MemoryRefusal, call: &Call) -> Option<u64> {
+    (record.valid & memory_valid::BYTES != 0 && record.bytes > 0)
+        .then_some(record.bytes)
+        .or_else(|| bytes(call))
+}
+
+fn expand(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> Decision {
+    let check = Check::MayExpandVm;
+    let name = function(check);
+    let limited = |limit| record.valid & memory_valid::RLIMITS != 0 && limit != libc::RLIM_INFINITY;
+    match limits_passed(record, asked_of(record, call), facts) {
+        [true, _] => Decision::observed(
+            Cause::RlimitAs,
+            check,
+            format!(
+                "{name} was seen refusing, and the address space with this request passes RLIMIT_AS"
+            ),
+        ),
+        [false, true] => Decision::observed(
+            Cause::RlimitData,
+            check,
+            format!(
+                "{name} was seen refusing, and private writable memory with this request passes RLIMIT_DATA"
+            ),
+        ),
+        [false, false] => match (limited(record.rlimit_as), limited(record.rlimit_data)) {
+            (true, false) => Decision::deduced(
+                Cause::RlimitAs,
+                Some(check),
+                format!(
+                    "{name} was seen refusing; its numbers were not seen, and RLIMIT_DATA is not set"
+                ),
+            ),
+            (false, true) => Decision::deduced(
+                Cause::RlimitData,
+                Some(check),
+                format!(
+                    "{name} was seen refusing; its numbers were not seen, and RLIMIT_AS is not set"
+                ),
+            ),
+            _ => {
+                let mut decision = Decision::unknown(format!(
+                    "{name} was seen refusing; which of RLIMIT_AS and RLIMIT_DATA it was, its numbers do not tell"
+                ));
+                decision.check = Some(check);
+                decision.also_possible = [Cause::RlimitAs, Cause::RlimitData]
+                    .map(|cause| Considered {
+                        what: cause.id(),
+                        why: format!("{name} tests both"),
+                    })
+                    .to_vec();
+                decision
+            }
+        },
+    }
+}
+
+/// Whether the pool has what was asked for; `None` where that cannot be told.
+fn pool_is_short(call: &Call, facts: &RequestFacts) -> Option<bool> {
+    let pool = facts.huge_pages.filter(|pool| pool.page_bytes > 0)?;
+    let pages = bytes(call)?.div_ceil(pool.page_bytes);
+    Some(pages > pool.available())
+}
+
+fn huge_pages(was_seen: bool, call: &Call, facts: &RequestFacts) -> Decision {
+    let check = Check::HugetlbReservePages;
+    let what = if was_seen {
+        format!("{} was seen refusing", function(check))
+    } else {
+        "a mapping of huge pages ended with ENOMEM".to_owned()
+    };
+    let mut decision = match (pool_is_short(call, facts), was_seen) {
+        (Some(true), true) => Decision::observed(
+            Cause::HugetlbExhausted,
+            check,
+            format!("{what}, and the pool has fewer huge pages than were asked for"),
+        ),
+        (Some(true), false) => Decision::deduced(
+            Cause::HugetlbExhausted,
+            Some(check),
+            format!("{what}, and the pool has fewer huge pages than were asked for"),
+        ),
+        (None, true) => Decision::deduced(
+            Cause::HugetlbExhausted,
+            Some(check),
+            format!("{what}; the pool of huge pages could not be read"),
+        ),
+        (Some(false), _) => Decision::unknown(format!(
+            "{what}, although the pool of the default size had enough right after: another size, the limit of a hugetlbfs mount, or a hugetlb cgroup"
+        )),
+        (None, false) => {
+            Decision::unknown(format!("{what}; the pool of huge pages could not be read"))
+        }
+    };
+    decision.huge = true;
+    decision
+}
+
+/// No check inside was seen: those that are no functions of their own, or are not hooked on this
+/// kernel, are computed from the task's state, in the kernel's order.
+fn by_numbers(call: &Call, facts: &RequestFacts, coverage: &Coverage) -> Decision {
+    let Some(outer) = &call.outer else {
+        return Decision::unknown("no failing check was seen".to_owned());
+    };
+    let name = way(call).name();
+    let error = super::errno_name(outer.ret);
+    if outer.ret == -libc::EAGAIN {
+        return locked(outer, call, facts, coverage);
+    }
+    if matches!(outer.ret, errno if errno == -libc::EPERM || errno == -libc::EACCES) {
+        return Decision::unknown(format!(
+            "{name} ended with {error}: a security module, vm.mmap_min_addr, or a sealed or read-only file; no limit gives this error"
+        ));
+    }
+    if flags(call).is_some_and(|flags| flags & MAP_HUGETLB != 0) {
+        return huge_pages(false, call, facts);
+    }
+    let candidates = candidates(outer, call, facts, coverage);
+    let fits = candidates.iter().position(|it| it.verdict == Some(true));
+    let Some(first) = fits else {
+        return nothing_fits(
+            format!("{name} ended with {error}, and no limit that is known would refuse it"),
+            candidates,
+            coverage,
+        );
+    };
+    let mut decision = Decision::deduced(
+        candidates[first].cause,
+        candidates[first].check,
+        format!("{name} ended with {error}, and {}", candidates[first].why),
+    );
+    for other in candidates.into_iter().skip(first + 1) {
+        if other.verdict == Some(true) {
+            decision.also_possible.push(other.considered());
+        }
+    }
+    decision
+}
+
+fn nothing_fits(because: String, candidates: Vec<Candidate>, coverage: &Coverage) -> Decision {
+    let mut decision = Decision::unknown(because);
+    for candidate in candidates {
+        if candidate.verdict == Some(false) {
+            decision.ruled_out.push(candidate.considered());
+        }
+    }
+    decision.not_seen = coverage
+        .not_seen
+        .iter()
+        .filter(|(check, _)| (*check as u32) >= Check::VmMmapPgoff as u32)
+        .map(|(_, why)| why.clone())
+        .collect();
+    decision
+}
+
+/// A check that may have refused, by numbers.
+struct Candidate {
+    cause: Cause,
+    check: Option<Check>,
+    /// `None`: its numbers are not known.
+    verdict: Option<bool>,
+    why: String,
+}
+
+impl Candidate {
+    fn considered(self) -> Considered {
+        Considered {
+            what: self.cause.id(),
+            why: self.why,
+        }
+    }
+}
+
+/// In the kernel's order (`do_mmap`, then `mmap_region`): number of mappings, limits, overcommit.
+fn candidates(
+    outer: &MemoryRefusal,
+    call: &Call,
+    facts: &RequestFacts,
+    coverage: &Coverage,
+) -> Vec<Candidate> {
+    let mut all = vec![mappings(outer, call, facts)];
+    all.extend(limits(outer, call, facts));
+    if !coverage.sees(Check::VmEnoughMemory) {
+        all.push(unseen_overcommit(call, facts));
+    } else {
+        all.push(Candidate {
+            cause: Cause::CommitLimit,
+            check: None,
+            verdict: Some(false),
+            why: format!(
+                "{} was watched and did not refuse",
+                function(Check::VmEnoughMemory)
+            ),
+        });
+    }
+    all
+}
+
+/// `map_count` against `vm.max_map_count`: `>` in `do_mmap` and `do_brk_flags`, `>=` where a
+/// mapping is split (`split_vma`), `>= max - 3` in mremap (mm/mmap.c, mm/vma.c, mm/mremap.c, 5.10
+/// to 6.18; 7.2 tests for two or four further mappings instead).
+fn mappings(outer: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> Candidate {
+    let most = match way(call) {
+        Way::Mremap => facts.max_map_count.map(|max| max.saturating_sub(4)),
+        Way::Mprotect => facts.max_map_count.map(|max| max.saturating_sub(1)),
+        _ => facts.max_map_count,
+    };
+    let count = (outer.valid & memory_valid::MAP_COUNT != 0)
+        .then(|| u64::try_from(outer.map_count).ok())
+        .flatten();
+    let verdict = count.zip(most).map(|(count, most)| count > most);
+    Candidate {
+        cause: Cause::MaxMapCount,
+        check: None,
+        verdict,
+        why: match count.zip(facts.max_map_count) {
+            Some((count, max)) => format!(
+                "the process has {} of vm.max_map_count {}",
+                units::counted(count, "mapping", "mappings"),
+                units::count(max)
+            ),
+            None => "the number of mappings or vm.max_map_count is not known".to_owned(),
+        },
+    }
+}
+
+/// 5.10 inlines `may_expand_vm` into its callers in mm/mmap.c, where its refusal is not seen.
+fn limits(outer: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> [Candidate; 2] {
+    let known = outer.valid & memory_valid::MM != 0 && outer.valid & memory_valid::RLIMITS != 0;
+    let asked = bytes(call);
+    let [space, data] = limits_passed(outer, asked, facts);
+    // Shared mappings are no data (mm/internal.h `is_data_mapping`).
+    let shared = flags(call).is_some_and(|flags| flags & MAP_SHARED != 0);
+    let page = facts.host.page_size;
+    let sum = |pages: u64, limit: u64, name: &str| {
+        let used = units::bytes(pages.saturating_mul(page));
+        let asked = asked.map_or_else(|| "?".to_owned(), units::bytes);
+        match limit {
+            libc::RLIM_INFINITY => format!("{name} is not set"),
+            limit => format!("{used} and {asked} more, of {name} {}", units::bytes(limit)),
+        }
+    };
+    let known = known && asked.is_some();
+    [
+        Candidate {
+            cause: Cause::RlimitAs,
+            check: Some(Check::MayExpandVm),
+            verdict: known.then_some(space),
+            why: format!(
+                "the address space has {}",
+                sum(outer.total_vm_pages, outer.rlimit_as, "RLIMIT_AS")
+            ),
+        },
+        Candidate {
+            cause: Cause::RlimitData,
+            check: Some(Check::MayExpandVm),
+            verdict: known.then_some(data && !shared),
+            why: format!(
+                "private writable memory has {}",
+                sum(outer.data_vm_pages, outer.rlimit_data, "RLIMIT_DATA")
+            ),
+        },
+    ]
+}
+
+/// `__vm_enough_memory` could not be watched.
+fn unseen_overcommit(call: &Call, facts: &RequestFacts) -> Candidate {
+    let check = Some(Check::VmEnoughMemory);
+    if mode(call, facts) == Some(0) {
+        let verdict = bytes(call).and_then(|bytes| heuristic_refuses(bytes, facts));
+        return Candidate {
+            cause: Cause::OvercommitHeuristic,
+            check,
+            verdict,
+            why: "one mapping is compared with all RAM and swap".to_owned(),
+        };
+    }
+    let promised = evidence::promised(call, facts);
+    let left = promised
+        .commit_limit_bytes
+        .zip(promised.committed_after_bytes)
+        .map(|(limit, committed)| limit.saturating_sub(committed));
+    Candidate {
+        cause: Cause::CommitLimit,
+        check,
+        verdict: match mode(call, facts) {
+            Some(STRICT) => left.zip(bytes(call)).map(|(left, bytes)| bytes >= left),
+            Some(_) => Some(false),
+            None => None,
+        },
+        why: match (mode(call, facts), left) {
+            (Some(STRICT), Some(left)) => {
+                format!(
+                    "{} were left below CommitLimit right after",
+                    units::bytes(left)
+                )
+            }
+            (Some(mode), _) if mode != STRICT => format!("vm.overcommit_memory is {mode}"),
+            _ => "the commit limit is not known".to_owned(),
+        },
+    }
+}
+
+/// EAGAIN is what `RLIMIT_MEMLOCK` gives (mm/mmap.c `mlock_future_check`, inline on 5.10).
+fn locked(
+    outer: &MemoryRefusal,
+    call: &Call,
+    facts: &RequestFacts,
+    coverage: &Coverage,
+) -> Decision {
+    let page = facts.host.page_size.max(1);
+    let needed = memory_valid::LOCKED_VM | memory_valid::RLIMITS;
+    let name = way(call).name();
+    let passes = bytes(call)
+        .filter(|_| outer.valid & needed == needed)
+        .map(|bytes| {
+            let pages = outer.locked_vm_pages.saturating_add(bytes.div_ceil(page));
+            pages > outer.rlimit_memlock / page
+        });
+    match passes {
+        Some(true) => Decision::deduced(
+            Cause::RlimitMemlock,
+            Some(Check::MlockFuture),
+            format!(
+                "{name} ended with EAGAIN, and what the process locks would pass RLIMIT_MEMLOCK"
+            ),
+        ),
+        _ => nothing_fits(
+            format!(
+                "{name} ended with EAGAIN, and RLIMIT_MEMLOCK, which gives that error, has room or is not known"
+            ),
+            Vec::new(),
+            coverage,
+        ),
+    }
+}
+
+/// The stack could not grow, for any of these reasons (mm/mmap.c or mm/vma.c `acct_stack_growth`):
+/// `RLIMIT_AS`, `RLIMIT_STACK`, `RLIMIT_MEMLOCK`, overcommit; or another mapping is too close.
+fn stack(inner: Decision, call: &Call, facts: &RequestFacts) -> Decision {
+    let record = call.outer.as_ref();
+    let observed = format!(
+        "{} was seen refusing to let the stack grow: the process gets SIGSEGV",
+        function(Check::ExpandDownwards)
+    );
+    let known = inner.cause != Cause::Unknown && !call.inner.is_empty();
+    let at_limit = record.is_some_and(|it| stack_is_full(it, facts));
+    let mut decision =
+        Decision::observed(Cause::StackGrowthRefused, Check::ExpandDownwards, observed);
+    if known {
+        decision.because = format!("{}; {}", decision.because, inner.because);
+        decision.behind = Some(inner.cause);
+    } else if at_limit {
+        decision.because += ", and it is as large as RLIMIT_STACK allows";
+        decision.stack_limit = true;
+    } else if inner.cause != Cause::Unknown {
+        decision.because = format!(
+            "{}; by the numbers it was {}: {}",
+            decision.because,
+            inner.cause.id(),
+            inner.because
+        );
+        decision.behind = Some(inner.cause);
+        decision.certainty = Certainty::Deduced;
+    } else {
+        decision.because +=
+            "; which limit is behind it is not known (RLIMIT_STACK, or another mapping close by)";
+    }
+    decision.also_possible = inner.also_possible;
+    decision.not_seen = inner.not_seen;
+    decision
+}
+
+fn stack_is_full(record: &MemoryRefusal, facts: &RequestFacts) -> bool {
+    let needed = memory_valid::MM | memory_valid::RLIMITS;
+    if record.valid & needed != needed || record.rlimit_stack == libc::RLIM_INFINITY {
+        return false;
+    }
+    let page = facts.host.page_size.max(1);
+    let growth = if record.valid & memory_valid::BYTES != 0 {
+        record.bytes.max(page)
+    } else {
+        page
+    };
+    record
+        .stack_vm_pages
+        .saturating_mul(page)
+        .saturating_add(growth)
+        > record.rlimit_stack
+}

@@ -1,0 +1,271 @@
+//! What to change so that a refused request for memory passes, with numbers computed from the
+//! evidence.
+
+use super::{
+    super::{Cause, Remedy, remedy},
+    MemoryEvidence, RequestFacts,
+    decide::Decision,
+};
+use crate::output::units;
+
+const MIB: u64 = 1024 * 1024;
+/// Default of vm.max_map_count (`DEFAULT_MAX_MAP_COUNT`, include/linux/mm.h).
+const DEFAULT_MAX_MAP_COUNT: u64 = 65_530;
+
+pub(super) fn remedies(
+    decision: &Decision,
+    evidence: &MemoryEvidence,
+    facts: &RequestFacts,
+) -> Vec<Remedy> {
+    if decision.stack_limit {
+        return stack_limit(evidence, facts);
+    }
+    match decision.behind.unwrap_or(decision.cause) {
+        Cause::RlimitAs => limit(
+            &AS,
+            evidence.total_vm_bytes,
+            evidence.rlimit_as_bytes,
+            evidence,
+            facts,
+        ),
+        Cause::RlimitData => limit(
+            &DATA,
+            evidence.data_vm_bytes,
+            evidence.rlimit_data_bytes,
+            evidence,
+            facts,
+        ),
+        Cause::RlimitMemlock => limit(
+            &MEMLOCK,
+            evidence.locked_vm_bytes,
+            evidence.rlimit_memlock_bytes,
+            evidence,
+            facts,
+        ),
+        Cause::MaxMapCount => max_map_count(evidence),
+        Cause::CommitLimit => commit_limit(evidence, facts, ask_for_less()),
+        Cause::ShmCommitRefused => shared(evidence, facts),
+        Cause::OvercommitHeuristic => heuristic(evidence, facts),
+        Cause::HugetlbExhausted => huge_pages(evidence),
+        _ => Vec::new(),
+    }
+}
+
+/// A resource limit under its three names.
+struct Named {
+    prlimit: &'static str,
+    unit: &'static str,
+    shell: &'static str,
+    /// `ulimit` counts in KiB.
+    what: &'static str,
+}
+
+const AS: Named = Named {
+    prlimit: "as",
+    unit: "LimitAS",
+    shell: "ulimit -v",
+    what: "address space",
+};
+const DATA: Named = Named {
+    prlimit: "data",
+    unit: "LimitDATA",
+    shell: "ulimit -d",
+    what: "private writable memory",
+};
+const MEMLOCK: Named = Named {
+    prlimit: "memlock",
+    unit: "LimitMEMLOCK",
+    shell: "ulimit -l",
+    what: "locked memory",
+};
+const STACK: Named = Named {
+    prlimit: "stack",
+    unit: "LimitSTACK",
+    shell: "ulimit -s",
+    what: "stack",
+};
+
+/// Room for the request once more, and half of the limit on top.
+fn limit(
+    named: &Named,
+    used: Option<u64>,
+    limit: Option<u64>,
+    evidence: &MemoryEvidence,
+    facts: &RequestFacts,
+) -> Vec<Remedy> {
+    let Some((used, limit)) = used.zip(limit) else {
+        return Vec::new();
+    };
+    let asked = evidence.requested_bytes.unwrap_or(0);
+    let wanted = used
+        .saturating_add(asked.saturating_mul(2))
+        .max(limit.saturating_add(limit / 2));
+    raise(named, used, wanted, facts)
+}
+
+/// Children inherit limits when they are forked: those of the postmaster are what counts.
+fn raise(named: &Named, used: u64, wanted: u64, facts: &RequestFacts) -> Vec<Remedy> {
+    let Some(target) = wanted.checked_next_multiple_of(MIB) else {
+        return Vec::new();
+    };
+    let room = units::bytes(target.saturating_sub(used));
+    let mut remedies = vec![Remedy {
+        command: format!(
+            "prlimit --pid {} --{}={target}:{target}",
+            facts.host.pid, named.prlimit
+        ),
+        effect: format!(
+            "{room} of {} for each process started from then on, until the postmaster is restarted; running ones keep their limit",
+            named.what
+        ),
+        immediate: true,
+    }];
+    remedies.push(match &facts.host.unit {
+        Some(unit) => Remedy {
+            command: format!(
+                "systemctl edit {}: [Service] {}={target}",
+                remedy::quoted(unit),
+                named.unit
+            ),
+            effect: "the same, from the next restart on".to_owned(),
+            immediate: false,
+        },
+        None => Remedy {
+            command: format!("{} {} where it is started", named.shell, target / 1024),
+            effect: "the same, from the next start on".to_owned(),
+            immediate: false,
+        },
+    });
+    remedies
+}
+
+fn stack_limit(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
+    let Some(limit) = evidence.rlimit_stack_bytes else {
+        return Vec::new();
+    };
+    let used = evidence.stack_vm_bytes.unwrap_or(limit);
+    // PostgreSQL wants 512 kB between the two (STACK_DEPTH_SLOP, src/include/tcop/tcopprot.h).
+    let depth = limit.saturating_sub(MIB).max(MIB / 10) / 1024;
+    let mut remedies = vec![Remedy {
+        command: format!("max_stack_depth = {depth}kB in postgresql.conf, or less"),
+        effect: "PostgreSQL then ends a query that nests too deep with an error, before the kernel kills the backend".to_owned(),
+        immediate: false,
+    }];
+    remedies.extend(raise(&STACK, used, limit.saturating_mul(2), facts));
+    remedies
+}
+
+fn max_map_count(evidence: &MemoryEvidence) -> Vec<Remedy> {
+    let Some(max) = evidence.max_map_count else {
+        return Vec::new();
+    };
+    let target = max
+        .max(evidence.mappings.unwrap_or(0))
+        .saturating_mul(2)
+        .max(DEFAULT_MAX_MAP_COUNT)
+        // An int in the kernel (mm/util.c or mm/mmap.c `sysctl_max_map_count`).
+        .min(i32::MAX as u64);
+    vec![Remedy {
+        command: format!("sysctl vm.max_map_count={target}"),
+        effect: format!(
+            "room for {} more mappings in each process of the host",
+            units::count(target.saturating_sub(evidence.mappings.unwrap_or(max)))
+        ),
+        immediate: true,
+    }]
+}
+
+fn ask_for_less() -> Remedy {
+    Remedy {
+        command: "lower work_mem, hash_mem_multiplier or maintenance_work_mem where this is asked for".to_owned(),
+        effect: "each sort, hash and index build of each backend may take as much as these allow; the title and the log name the query".to_owned(),
+        immediate: true,
+    }
+}
+
+fn commit_limit(evidence: &MemoryEvidence, facts: &RequestFacts, less: Remedy) -> Vec<Remedy> {
+    let mut remedies = evidence
+        .overcommit
+        .as_ref()
+        .and_then(|it| remedy::commit_limit(it, &facts.host))
+        .unwrap_or_default();
+    for remedy in &mut remedies {
+        // Written for forks: here one of its units is a request like this one.
+        remedy.effect = remedy
+            .effect
+            .replace("more backends like these", "more requests like this one")
+            .replace("backends", "such requests");
+    }
+    remedies.push(less);
+    remedies
+}
+
+fn shared(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
+    let less = Remedy {
+        command: "lower shared_buffers, or what asks for dynamic shared memory (max_parallel_workers_per_gather, hash_mem_multiplier)".to_owned(),
+        effect: "a shared mapping is charged as a whole when it is made, used or not".to_owned(),
+        immediate: false,
+    };
+    let mode = evidence
+        .overcommit
+        .as_ref()
+        .and_then(|it| it.overcommit_memory);
+    if mode == Some(0) {
+        let mut remedies = heuristic(evidence, facts);
+        remedies.push(less);
+        return remedies;
+    }
+    commit_limit(evidence, facts, less)
+}
+
+fn heuristic(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
+    let Some(asked) = evidence.requested_bytes else {
+        return Vec::new();
+    };
+    let mut remedies = vec![Remedy {
+        command: format!("ask for less than {} at once", units::bytes(asked)),
+        effect: "one request larger than all RAM and swap is refused: look at work_mem, maintenance_work_mem, shared_buffers and the query".to_owned(),
+        immediate: true,
+    }];
+    if let Some(memory) = facts.host.memory {
+        let missing = asked
+            .saturating_sub(memory.mem_total.saturating_add(memory.swap_total))
+            .div_ceil(MIB)
+            .max(1);
+        remedies.push(Remedy {
+            command: format!("add {missing} MiB of swap"),
+            effect: "the request then passes this check; using the memory is another matter"
+                .to_owned(),
+            immediate: true,
+        });
+    }
+    remedies
+}
+
+fn huge_pages(evidence: &MemoryEvidence) -> Vec<Remedy> {
+    let mut remedies = Vec::new();
+    if let Some((pool, asked)) = evidence
+        .huge_pages
+        .zip(evidence.requested_bytes)
+        .filter(|(pool, _)| pool.page_bytes > 0)
+    {
+        let wanted = asked.div_ceil(pool.page_bytes);
+        let missing = wanted.saturating_sub(pool.available());
+        let target = pool.total_pages.saturating_add(missing);
+        remedies.push(Remedy {
+            command: format!("sysctl vm.nr_hugepages={target}"),
+            effect: format!(
+                "{} more huge pages of {}; the kernel gives fewer where memory is fragmented: look at HugePages_Total afterwards",
+                units::count(missing),
+                units::bytes(pool.page_bytes)
+            ),
+            immediate: true,
+        });
+    }
+    remedies.push(Remedy {
+        command: "huge_pages = try in postgresql.conf".to_owned(),
+        effect: "PostgreSQL then takes ordinary pages where huge ones are short".to_owned(),
+        immediate: false,
+    });
+    remedies
+}

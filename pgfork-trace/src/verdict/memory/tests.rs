@@ -1,0 +1,703 @@
+//! Tests of putting records together, and of every cause.
+
+use std::collections::HashSet;
+
+use pgfork_trace_common::{Check, MemoryRefusal, Overcommit, memory_valid as valid, record};
+
+use super::{
+    super::{MemoryFacts, OvercommitSettings},
+    merge::{Call, WINDOW_NS},
+    *,
+};
+use crate::kernel::plan::Method;
+
+const PAGE: u64 = 4096;
+const MIB: u64 = 1024 * 1024;
+const GIB: u64 = 1024 * MIB;
+const ENOMEM: i32 = -libc::ENOMEM;
+const MAP_SHARED: u64 = 1;
+const MAP_PRIVATE: u64 = 2;
+const MAP_HUGETLB: u64 = 0x4_0000;
+const ANONYMOUS: u64 = 0x20;
+
+/// A backend of 512 MiB address space without limits.
+fn failed(check: Check, ret: i32) -> MemoryRefusal {
+    MemoryRefusal {
+        kind: record::MEMORY,
+        check: check as u32,
+        tgid: 2210,
+        tid: 2210,
+        watched: 1843,
+        ret,
+        time_ns: 1_000_000_000,
+        total_vm_pages: 512 * MIB / PAGE,
+        data_vm_pages: 64 * MIB / PAGE,
+        stack_vm_pages: 33,
+        rlimit_as: u64::MAX,
+        rlimit_data: u64::MAX,
+        rlimit_stack: 8 * MIB,
+        rlimit_memlock: 8 * MIB,
+        map_count: 200,
+        valid: valid::MM | valid::MAP_COUNT | valid::LOCKED_VM | valid::RLIMITS,
+        ..MemoryRefusal::default()
+    }
+}
+
+fn asking(check: Check, ret: i32, bytes: u64) -> MemoryRefusal {
+    let mut record = failed(check, ret);
+    record.bytes = bytes;
+    record.valid |= valid::BYTES;
+    record
+}
+
+fn mmap(bytes: u64) -> MemoryRefusal {
+    MemoryRefusal {
+        flags: MAP_PRIVATE | ANONYMOUS,
+        ..asking(Check::VmMmapPgoff, ENOMEM, bytes)
+    }
+}
+
+fn brk(bytes: u64) -> MemoryRefusal {
+    asking(Check::DoBrkFlags, ENOMEM, bytes)
+}
+
+fn overcommit(bytes: u64, mode: i32) -> MemoryRefusal {
+    let mut record = asking(Check::VmEnoughMemory, ENOMEM, bytes);
+    record.overcommit = Overcommit {
+        pages: i64::try_from(bytes / PAGE).unwrap(),
+        total_vm_pages: record.total_vm_pages,
+        committed_pages: i64::try_from(3 * GIB / PAGE).unwrap(),
+        cap_sys_admin: 0,
+        mode,
+    };
+    record.valid |= valid::OVERCOMMIT | valid::COMMITTED | valid::OVERCOMMIT_MODE;
+    record
+}
+
+fn call(inner: &[MemoryRefusal], outer: Option<MemoryRefusal>) -> Call {
+    Call {
+        inner: inner.to_vec(),
+        outer,
+    }
+}
+
+fn request(calls: &[Call]) -> Request {
+    Request {
+        calls: calls.to_vec(),
+    }
+}
+
+fn facts() -> RequestFacts {
+    RequestFacts {
+        host: Facts {
+            page_size: PAGE,
+            cpus: 2,
+            memory: Some(MemoryFacts {
+                mem_total: 8 * GIB,
+                mem_available: 5 * GIB,
+                swap_total: 0,
+                commit_limit: 4 * GIB,
+                committed_as: 3 * GIB,
+                hugetlb: 0,
+            }),
+            overcommit: Some(OvercommitSettings {
+                mode: 0,
+                ratio: 50,
+                kbytes: 0,
+                admin_reserve_kbytes: 8192,
+                user_reserve_kbytes: 131_072,
+            }),
+            unit: Some("postgresql@15-main.service".to_owned()),
+            pid: 1843,
+            ..Facts::default()
+        },
+        max_map_count: Some(65_530),
+        huge_pages: Some(HugePages {
+            page_bytes: 2 * MIB,
+            total_pages: 100,
+            free_pages: 60,
+            reserved_pages: 20,
+        }),
+    }
+}
+
+fn coverage(without: &[Check]) -> Coverage {
+    let hooked: HashSet<Check> = Check::ALL
+        .into_iter()
+        .filter(|check| !without.contains(check))
+        .collect();
+    Coverage {
+        method: Method::Fexit,
+        not_seen: without
+            .iter()
+            .map(|check| (*check, format!("{check:?} is not in this kernel")))
+            .collect(),
+        hooked,
+    }
+}
+
+fn verdict(calls: &[Call]) -> MemoryVerdict {
+    judge(&request(calls), &facts(), &coverage(&[])).unwrap()
+}
+
+fn found(verdict: &MemoryVerdict) -> (Cause, Certainty) {
+    (verdict.cause, verdict.certainty)
+}
+
+fn push_all(merger: &mut Merger, records: &[MemoryRefusal]) -> Vec<Request> {
+    records
+        .iter()
+        .flat_map(|record| merger.push(*record))
+        .collect()
+}
+
+fn at(record: MemoryRefusal, ns: u64) -> MemoryRefusal {
+    MemoryRefusal {
+        time_ns: record.time_ns + ns,
+        ..record
+    }
+}
+
+fn of_thread(record: MemoryRefusal, tid: u32) -> MemoryRefusal {
+    MemoryRefusal { tid, ..record }
+}
+
+/// The ways in which one malloc asks, and the checks inside of each.
+fn malloc(start_ns: u64) -> Vec<MemoryRefusal> {
+    let expand = |bytes| asking(Check::MayExpandVm, 0, bytes);
+    vec![
+        at(expand(GIB), start_ns),
+        at(expand(GIB), start_ns + 1_000),
+        at(mmap(GIB), start_ns + 2_000),
+        at(expand(GIB + MIB), start_ns + 10_000),
+        at(brk(GIB + MIB), start_ns + 11_000),
+        at(expand(GIB + 2 * MIB), start_ns + 20_000),
+        at(mmap(GIB + 2 * MIB), start_ns + 21_000),
+    ]
+}
+
+#[test]
+fn one_malloc_is_one_request() {
+    let mut merger = Merger::default();
+    assert!(push_all(&mut merger, &malloc(0)).is_empty());
+    assert!(merger.expire(1_000_000_000 + WINDOW_NS - 1).is_empty());
+    let done = merger.expire(1_000_000_000 + WINDOW_NS);
+    assert_eq!(done.len(), 1);
+    let calls: Vec<(usize, u32)> = done[0]
+        .calls
+        .iter()
+        .map(|call| (call.inner.len(), call.outer.unwrap().check))
+        .collect();
+    let (mmap, brk) = (Check::VmMmapPgoff as u32, Check::DoBrkFlags as u32);
+    assert_eq!(calls, [(2, mmap), (1, brk), (1, mmap)]);
+    assert!(merger.expire(u64::MAX).is_empty());
+}
+
+#[test]
+fn the_next_malloc_begins_with_the_same_call_or_after_the_window() {
+    let mut merger = Merger::default();
+    let mut records = malloc(0);
+    records.extend(malloc(100_000));
+    records.extend(malloc(200_000));
+    let mut done = push_all(&mut merger, &records);
+    assert_eq!(done.len(), 2);
+    done.extend(push_all(&mut merger, &[at(mmap(5 * MIB), 10_000_000)]));
+    assert_eq!(done.len(), 3);
+    for request in &done {
+        assert_eq!(request.records().count(), 7);
+        assert_eq!(request.calls[0].inner.len(), 2);
+    }
+    assert_eq!(merger.drain().len(), 1);
+}
+
+#[test]
+fn threads_are_kept_apart() {
+    let mut merger = Merger::default();
+    let records: Vec<MemoryRefusal> = malloc(0)
+        .into_iter()
+        .flat_map(|record| [of_thread(record, 5), of_thread(record, 6)])
+        .collect();
+    assert!(push_all(&mut merger, &records).is_empty());
+    let done = merger.drain();
+    assert_eq!(done.len(), 2);
+    assert!(done.iter().all(|request| request.records().count() == 7));
+}
+
+#[test]
+fn nothing_grows_without_bound_and_nothing_is_dropped() {
+    let mut merger = Merger::default();
+    let mut sent = 0;
+    let mut records = Vec::new();
+    for number in 0..100 {
+        records.push(mmap(MIB + number * PAGE));
+        records.push(asking(Check::MlockFuture, 0, MIB + number * PAGE));
+    }
+    records.extend([asking(Check::MayExpandVm, 0, MIB); 100]);
+    sent += records.len();
+    let mut done = push_all(&mut merger, &records);
+    assert!(done.len() > 3);
+    for tid in 0..3000 {
+        sent += 1;
+        done.extend(merger.push(of_thread(mmap(MIB), tid)));
+    }
+    done.extend(merger.drain());
+    let got: usize = done.iter().map(|request| request.records().count()).sum();
+    assert_eq!(got, sent);
+    assert!(done.iter().all(|request| request.first().is_some()));
+}
+
+#[test]
+fn address_space() {
+    let limited = |record| MemoryRefusal {
+        rlimit_as: 600 * MIB,
+        ..record
+    };
+    let expand = limited(asking(Check::MayExpandVm, 0, 256 * MIB));
+    let verdict = verdict(&[call(&[expand, expand], Some(limited(mmap(256 * MIB))))]);
+    assert_eq!(found(&verdict), (Cause::RlimitAs, Certainty::Observed));
+    assert_eq!(verdict.scope, Some(Scope::Process));
+    let check = verdict.check.unwrap();
+    assert_eq!(
+        (check.function, check.path, check.returned.as_deref()),
+        ("may_expand_vm", vec!["vm_mmap_pgoff"], Some("false"))
+    );
+    // Asked twice for one mapping, it is told once.
+    assert_eq!(verdict.trail.len(), 2);
+    assert_eq!(verdict.evidence.total_vm_bytes, Some(512 * MIB));
+    assert_eq!(verdict.evidence.rlimit_as_bytes, Some(600 * MIB));
+    assert_eq!(verdict.evidence.rlimit_data_bytes, None);
+    // 512 MiB and twice the request, which is more than half as much again as the limit.
+    let target = 1024 * MIB;
+    assert_eq!(
+        verdict.remedy[0].command,
+        format!("prlimit --pid 1843 --as={target}:{target}")
+    );
+    assert_eq!(
+        verdict.remedy[1].command,
+        format!("systemctl edit postgresql@15-main.service: [Service] LimitAS={target}")
+    );
+}
+
+#[test]
+fn private_writable_memory() {
+    let limited = |record| MemoryRefusal {
+        rlimit_data: 100 * MIB,
+        ..record
+    };
+    let verdict = verdict(&[
+        call(
+            &[limited(asking(Check::MayExpandVm, 0, 64 * MIB))],
+            Some(limited(mmap(64 * MIB))),
+        ),
+        call(
+            &[limited(asking(Check::MayExpandVm, 0, 65 * MIB))],
+            Some(limited(mmap(65 * MIB))),
+        ),
+    ]);
+    assert_eq!(found(&verdict), (Cause::RlimitData, Certainty::Observed));
+    assert_eq!(verdict.asked.len(), 2);
+    assert!(verdict.also_possible.is_empty());
+    assert!(verdict.remedy[0].command.contains("--data="));
+}
+
+/// `may_expand_vm` is inlined into mmap and brk there.
+#[test]
+fn limits_on_5_10_are_computed() {
+    let space = MemoryRefusal {
+        rlimit_as: 600 * MIB,
+        ..mmap(256 * MIB)
+    };
+    let both = MemoryRefusal {
+        rlimit_data: 100 * MIB,
+        ..space
+    };
+    let data = MemoryRefusal {
+        rlimit_as: u64::MAX,
+        ..both
+    };
+    let coverage = coverage(&[Check::MayExpandVm]);
+    let of = |record| judge(&request(&[call(&[], Some(record))]), &facts(), &coverage).unwrap();
+    let verdict = of(space);
+    assert_eq!(found(&verdict), (Cause::RlimitAs, Certainty::Deduced));
+    assert_eq!(verdict.check.as_ref().unwrap().returned, None);
+    assert!(!verdict.remedy.is_empty());
+    // Both are passed: the kernel tests RLIMIT_AS first.
+    let verdict = of(both);
+    assert_eq!(found(&verdict), (Cause::RlimitAs, Certainty::Deduced));
+    assert_eq!(verdict.also_possible[0].what, "rlimit_data");
+    assert_eq!(found(&of(data)), (Cause::RlimitData, Certainty::Deduced));
+    // Shared mappings are no data.
+    let shared = MemoryRefusal {
+        flags: MAP_SHARED | ANONYMOUS,
+        ..data
+    };
+    assert_eq!(of(shared).cause, Cause::Unknown);
+    // brk, which has no flags.
+    let heap = MemoryRefusal {
+        rlimit_data: 100 * MIB,
+        ..brk(64 * MIB)
+    };
+    let verdict = of(heap);
+    assert_eq!(found(&verdict), (Cause::RlimitData, Certainty::Deduced));
+    assert!(
+        verdict.because.contains("may have got it"),
+        "{}",
+        verdict.because
+    );
+}
+
+#[test]
+fn a_limit_whose_numbers_do_not_tell() {
+    // The state could not be read.
+    let blind = MemoryRefusal {
+        valid: valid::BYTES,
+        ..asking(Check::MayExpandVm, 0, MIB)
+    };
+    let unknown = verdict(&[call(&[blind], None)]);
+    assert_eq!(found(&unknown), (Cause::Unknown, Certainty::Unknown));
+    let possible: Vec<&str> = unknown.also_possible.iter().map(|it| it.what).collect();
+    assert_eq!(possible, ["rlimit_as", "rlimit_data"]);
+    assert!(unknown.remedy.is_empty());
+    assert_eq!(unknown.evidence.total_vm_bytes, None);
+    // The numbers fit neither, but only one limit is set.
+    for (limits, cause) in [
+        ((900 * MIB, u64::MAX), Cause::RlimitAs),
+        ((u64::MAX, 900 * MIB), Cause::RlimitData),
+    ] {
+        let moved = MemoryRefusal {
+            rlimit_as: limits.0,
+            rlimit_data: limits.1,
+            ..asking(Check::MayExpandVm, 0, MIB)
+        };
+        assert_eq!(
+            found(&verdict(&[call(&[moved], None)])),
+            (cause, Certainty::Deduced)
+        );
+    }
+}
+
+#[test]
+fn too_many_mappings() {
+    let full = |record, count| MemoryRefusal {
+        map_count: count,
+        ..record
+    };
+    for (record, cause) in [
+        (full(mmap(MIB), 65_531), Cause::MaxMapCount),
+        (full(mmap(MIB), 65_530), Cause::Unknown),
+        (full(brk(MIB), 65_531), Cause::MaxMapCount),
+        // A split needs one, a move up to three more.
+        (
+            full(asking(Check::Mprotect, ENOMEM, MIB), 65_530),
+            Cause::MaxMapCount,
+        ),
+        (
+            full(asking(Check::Mprotect, ENOMEM, MIB), 65_529),
+            Cause::Unknown,
+        ),
+        (
+            full(asking(Check::Mremap, ENOMEM, MIB), 65_527),
+            Cause::MaxMapCount,
+        ),
+        (
+            full(asking(Check::Mremap, ENOMEM, MIB), 65_526),
+            Cause::Unknown,
+        ),
+    ] {
+        let verdict = verdict(&[call(&[], Some(record))]);
+        assert_eq!(verdict.cause, cause, "{record:?}");
+        if cause == Cause::Unknown {
+            assert!(
+                verdict
+                    .ruled_out
+                    .iter()
+                    .any(|it| it.what == "max_map_count")
+            );
+            assert!(verdict.remedy.is_empty());
+        } else {
+            assert_eq!(verdict.certainty, Certainty::Deduced);
+            assert_eq!(
+                verdict.remedy[0].command,
+                format!(
+                    "sysctl vm.max_map_count={}",
+                    65_531.min(record.map_count.max(65_530)) * 2
+                )
+            );
+            assert_eq!(verdict.scope, Some(Scope::Process));
+        }
+    }
+}
+
+#[test]
+fn strict_and_heuristic_overcommit() {
+    let strict = verdict(&[call(&[overcommit(GIB, 2)], Some(mmap(GIB)))]);
+    assert_eq!(found(&strict), (Cause::CommitLimit, Certainty::Observed));
+    assert_eq!(strict.scope, Some(Scope::Host));
+    let numbers = strict.evidence.overcommit.as_ref().unwrap();
+    assert_eq!(numbers.requested_bytes, Some(GIB));
+    assert_eq!(numbers.committed_bytes, Some(3 * GIB));
+    // 1/32 of the backend's address space.
+    assert_eq!(numbers.user_reserve_bytes, Some(16 * MIB));
+    assert_eq!(numbers.usable_bytes, Some(4 * GIB - 8 * MIB - 16 * MIB));
+    assert!(
+        strict.remedy[0]
+            .command
+            .starts_with("sysctl vm.overcommit_ratio=")
+    );
+    assert!(
+        strict
+            .remedy
+            .iter()
+            .all(|it| !it.effect.contains("backends like"))
+    );
+    assert!(strict.remedy.last().unwrap().command.contains("work_mem"));
+
+    let heuristic = verdict(&[call(&[overcommit(9 * GIB, 0)], Some(mmap(9 * GIB)))]);
+    assert_eq!(
+        found(&heuristic),
+        (Cause::OvercommitHeuristic, Certainty::Observed)
+    );
+    assert!(
+        heuristic
+            .remedy
+            .iter()
+            .any(|it| it.command == "add 1024 MiB of swap")
+    );
+    // The mode was changed between.
+    let mut odd = overcommit(GIB, 1);
+    odd.valid &= !valid::OVERCOMMIT_MODE;
+    let mut facts = facts();
+    facts.host.overcommit = None;
+    let odd = judge(&request(&[call(&[odd], None)]), &facts, &coverage(&[])).unwrap();
+    assert_eq!(found(&odd), (Cause::CommitLimit, Certainty::Deduced));
+    assert!(odd.because.contains("shmget"));
+}
+
+/// The tracepoint method, or a kernel where the check cannot be hooked.
+#[test]
+fn overcommit_that_could_not_be_watched() {
+    let coverage = coverage(&[Check::VmEnoughMemory]);
+    let mut strict = facts();
+    if let Some(settings) = &mut strict.host.overcommit {
+        settings.mode = 2;
+    }
+    let of = |bytes, facts: &RequestFacts| {
+        judge(&request(&[call(&[], Some(mmap(bytes)))]), facts, &coverage).unwrap()
+    };
+    assert_eq!(
+        found(&of(2 * GIB, &strict)),
+        (Cause::CommitLimit, Certainty::Deduced)
+    );
+    let fits = of(MIB, &strict);
+    assert_eq!(found(&fits), (Cause::Unknown, Certainty::Unknown));
+    assert!(fits.ruled_out.iter().any(|it| it.what == "commit_limit"));
+    assert_eq!(
+        found(&of(9 * GIB, &facts())),
+        (Cause::OvercommitHeuristic, Certainty::Deduced)
+    );
+    assert_eq!(of(MIB, &facts()).cause, Cause::Unknown);
+}
+
+#[test]
+fn shared_memory() {
+    let shared = MemoryRefusal {
+        flags: MAP_SHARED | ANONYMOUS,
+        ..mmap(2 * GIB)
+    };
+    let verdict = verdict(&[call(&[overcommit(2 * GIB, 2)], Some(shared))]);
+    assert_eq!(
+        found(&verdict),
+        (Cause::ShmCommitRefused, Certainty::Observed)
+    );
+    assert!(
+        verdict.remedy[0]
+            .command
+            .starts_with("sysctl vm.overcommit_ratio=")
+    );
+    assert!(
+        verdict
+            .remedy
+            .last()
+            .unwrap()
+            .command
+            .contains("shared_buffers")
+    );
+}
+
+#[test]
+fn locked_memory() {
+    let eagain = |record| MemoryRefusal {
+        ret: -libc::EAGAIN,
+        ..record
+    };
+    let seen = verdict(&[call(
+        &[asking(Check::MlockFuture, 0, 16 * MIB)],
+        Some(eagain(mmap(16 * MIB))),
+    )]);
+    assert_eq!(found(&seen), (Cause::RlimitMemlock, Certainty::Observed));
+    assert!(seen.remedy[0].command.contains("--memlock="));
+    // Inline on 5.10.
+    let inline = verdict(&[call(&[], Some(eagain(mmap(16 * MIB))))]);
+    assert_eq!(found(&inline), (Cause::RlimitMemlock, Certainty::Deduced));
+    let room = verdict(&[call(&[], Some(eagain(mmap(MIB))))]);
+    assert_eq!(found(&room), (Cause::Unknown, Certainty::Unknown));
+}
+
+#[test]
+fn huge_pages() {
+    let asked = |bytes| MemoryRefusal {
+        flags: MAP_SHARED | ANONYMOUS | MAP_HUGETLB,
+        ..mmap(bytes)
+    };
+    let seen = |bytes, facts: &RequestFacts| {
+        let inner = failed(Check::HugetlbReservePages, ENOMEM);
+        judge(
+            &request(&[call(&[inner], Some(asked(bytes)))]),
+            facts,
+            &coverage(&[]),
+        )
+        .unwrap()
+    };
+    // 40 of 60 free pages are not promised.
+    let verdict = seen(100 * MIB, &facts());
+    assert_eq!(
+        found(&verdict),
+        (Cause::HugetlbExhausted, Certainty::Observed)
+    );
+    assert_eq!(verdict.remedy[0].command, "sysctl vm.nr_hugepages=110");
+    assert_eq!(verdict.evidence.huge_pages, facts().huge_pages);
+    assert_eq!(seen(80 * MIB, &facts()).cause, Cause::Unknown);
+    let blind = RequestFacts {
+        huge_pages: None,
+        ..facts()
+    };
+    let verdict = seen(100 * MIB, &blind);
+    assert_eq!(
+        found(&verdict),
+        (Cause::HugetlbExhausted, Certainty::Deduced)
+    );
+    assert_eq!(verdict.remedy.len(), 1);
+    let unseen = self::verdict(&[call(&[], Some(asked(100 * MIB)))]);
+    assert_eq!(
+        found(&unseen),
+        (Cause::HugetlbExhausted, Certainty::Deduced)
+    );
+}
+
+#[test]
+fn no_hole_in_the_address_space() {
+    let inner = asking(Check::GetUnmappedArea, ENOMEM, 1 << 47);
+    let none = verdict(&[call(&[inner], Some(mmap(1 << 47)))]);
+    assert_eq!(
+        found(&none),
+        (Cause::AddressSpaceExhausted, Certainty::Observed)
+    );
+    assert!(none.remedy.is_empty());
+    let denied = MemoryRefusal {
+        ret: -libc::EPERM,
+        ..inner
+    };
+    assert_eq!(verdict(&[call(&[denied], None)]).cause, Cause::Unknown);
+}
+
+#[test]
+fn a_stack_that_cannot_grow() {
+    let grow = failed(Check::ExpandDownwards, ENOMEM);
+    let commit = verdict(&[call(&[overcommit(8192, 2)], Some(grow))]);
+    assert_eq!(
+        found(&commit),
+        (Cause::StackGrowthRefused, Certainty::Observed)
+    );
+    assert_eq!(commit.behind, Some(Cause::CommitLimit));
+    assert_eq!(commit.scope, Some(Scope::Host));
+    assert!(commit.remedy[0].command.contains("overcommit_ratio"));
+    assert_eq!(commit.asked[0].way, Way::StackGrowth);
+
+    let full = MemoryRefusal {
+        stack_vm_pages: 8 * MIB / PAGE,
+        ..grow
+    };
+    let full = verdict(&[call(&[], Some(full))]);
+    assert_eq!((full.cause, full.behind), (Cause::StackGrowthRefused, None));
+    assert!(
+        full.remedy[0]
+            .command
+            .starts_with("max_stack_depth = 7168kB")
+    );
+    assert!(full.remedy[1].command.contains("--stack=16777216:16777216"));
+
+    let unknown = verdict(&[call(&[], Some(grow))]);
+    assert_eq!(unknown.behind, None);
+    assert!(unknown.because.contains("not known"));
+    assert!(unknown.remedy.is_empty());
+}
+
+#[test]
+fn the_best_known_call_decides_and_other_causes_are_named() {
+    // mmap was refused by a limit that was seen, brk by the number of mappings.
+    let expand = MemoryRefusal {
+        rlimit_as: 600 * MIB,
+        ..asking(Check::MayExpandVm, 0, GIB)
+    };
+    let full = MemoryRefusal {
+        map_count: 65_531,
+        ..brk(GIB)
+    };
+    let verdict = verdict(&[call(&[], Some(full)), call(&[expand], Some(mmap(GIB)))]);
+    assert_eq!(found(&verdict), (Cause::RlimitAs, Certainty::Observed));
+    assert_eq!(verdict.also_possible[0].what, "max_map_count");
+    let ways: Vec<Way> = verdict.asked.iter().map(|it| it.way).collect();
+    assert_eq!(ways, [Way::Brk, Way::Mmap]);
+    assert_eq!(
+        errno(&request(&[call(&[expand], Some(mmap(GIB)))])),
+        Some(ENOMEM)
+    );
+}
+
+#[test]
+fn wrong_arguments_are_no_refusal_and_permission_is_no_limit() {
+    for (ret, refused) in [
+        (-libc::EINVAL, false),
+        (-libc::EBADF, false),
+        (-libc::EEXIST, false),
+        (-libc::EPERM, true),
+        (-libc::EACCES, true),
+    ] {
+        let record = MemoryRefusal { ret, ..mmap(MIB) };
+        let verdict = judge(
+            &request(&[call(&[], Some(record))]),
+            &facts(),
+            &coverage(&[]),
+        );
+        assert_eq!(verdict.is_some(), refused, "{ret}");
+        if let Some(verdict) = verdict {
+            assert_eq!(found(&verdict), (Cause::Unknown, Certainty::Unknown));
+            assert!(verdict.because.contains("security module"));
+        }
+    }
+}
+
+/// Whatever the kernel side sends, nothing panics or overflows.
+#[test]
+fn absurd_numbers() {
+    for fill in [0u8, 1, 0x7f, 0x80, 0xff] {
+        for check in Check::ALL {
+            // SAFETY: made of integers only.
+            let mut record: MemoryRefusal =
+                unsafe { std::mem::transmute([fill; size_of::<MemoryRefusal>()]) };
+            record.check = check as u32;
+            let host = RequestFacts {
+                host: Facts::default(),
+                ..facts()
+            };
+            for facts in [facts(), host] {
+                let mut merger = Merger::default();
+                let mut done = merger.push(record);
+                done.extend(merger.drain());
+                for request in done {
+                    let _ = judge(&request, &facts, &coverage(&[]));
+                }
+            }
+        }
+    }
+}
