@@ -33,6 +33,7 @@ Examples:
   pgfork-trace --comm pgbouncer           all of that name, now and later
   pgfork-trace check                      what refuses next, how soon, and what to type
   pgfork-trace probes                     what can be watched on this kernel
+  pgfork-trace selftest                   whether refusals are seen and explained here
 
 Exit status:
   0  ran, and saw no refusal
@@ -44,6 +45,12 @@ Exit status:
   0  nothing is close
   1  a limit is close or reached
   2  could not look";
+
+const SELFTEST_AFTER_HELP: &str = "\
+Exit status:
+  0  every refusal that could be provoked was seen and explained
+  1  one was not, or wrongly
+  2  no test could run";
 
 /// Says why the kernel refused a PostgreSQL fork: which check, whose limit, what to change
 #[derive(Debug, Parser)]
@@ -67,6 +74,9 @@ enum SubFlags {
     Check(CheckFlags),
     /// Show what would be attached on this kernel, and what cannot be seen here
     Probes,
+    /// Have throw-away processes be refused in harmless ways, and show that they are seen and explained
+    #[command(after_help = SELFTEST_AFTER_HELP)]
+    Selftest,
 }
 
 /// Options of every subcommand.
@@ -214,6 +224,8 @@ pub enum Command {
     Check(CheckPlan),
     /// Show what would be attached.
     Probes,
+    /// Show that refusals are seen and explained here.
+    Selftest,
 }
 
 /// How to look.
@@ -282,10 +294,16 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
         Some(SubFlags::Trace(later)) => (trace.then(later), None),
         Some(SubFlags::Check(flags)) => (trace, Some(Command::Check(flags.plan()))),
         Some(SubFlags::Probes) => (trace, Some(Command::Probes)),
+        Some(SubFlags::Selftest) => (trace, Some(Command::Selftest)),
     };
     match &other {
         Some(Command::Check(_)) if trace != TraceFlags::default() => {
             return Err(conflict("options of 'check' stand behind it"));
+        }
+        Some(Command::Selftest) if trace != TraceFlags::default() => {
+            return Err(conflict(
+                "'selftest' takes only --json, --method, --color, -q and -v",
+            ));
         }
         Some(_) if trace != TraceFlags::default() => {
             return Err(conflict(

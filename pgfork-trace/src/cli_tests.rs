@@ -13,7 +13,7 @@ fn refused(arguments: &[&str]) -> clap::Error {
 fn trace(arguments: &[&str]) -> TracePlan {
     match plan(arguments).command {
         Command::Trace(trace) => trace,
-        Command::Check(_) | Command::Probes => panic!("trace expected"),
+        other => panic!("trace expected: {other:?}"),
     }
 }
 
@@ -135,6 +135,23 @@ fn probes_takes_its_few_options() {
         refused(&["--pid", "1", "probes"])
             .to_string()
             .contains("'probes' takes only")
+    );
+}
+
+#[test]
+fn selftest_takes_its_few_options() {
+    let plan = plan(&["selftest", "--json", "--method", "tracepoint", "-q"]);
+    assert_eq!(plan.command, Command::Selftest);
+    assert_eq!(plan.method, Some(Method::Tracepoint));
+    assert!(
+        refused(&["selftest", "--pid", "1"])
+            .to_string()
+            .contains("--pid")
+    );
+    assert!(
+        refused(&["--comm", "x", "selftest"])
+            .to_string()
+            .contains("'selftest' takes only")
     );
 }
 

@@ -14,5 +14,6 @@ pub mod memory;
 pub mod output;
 pub mod postgres;
 pub mod probes;
+pub mod selftest;
 pub mod trace;
 pub mod verdict;

@@ -7,7 +7,7 @@ use pgfork_trace::{
     cli::{self, Command, Plan},
     memory::{self, Spare},
     output::{Reporter, Surroundings},
-    probes, trace,
+    probes, selftest, trace,
 };
 
 #[global_allocator]
@@ -39,6 +39,16 @@ fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
     match plan.command {
         Command::Check(what) => check::run(&what, &plan.output),
         Command::Probes => probes::run(plan.output.json, plan.method).map(|()| 0),
+        Command::Selftest => {
+            if plan.verbose > 0 {
+                pgfork_trace::diagnostics::to_stderr(plan.verbose);
+            }
+            let options = selftest::Options {
+                method: plan.method,
+                verbose: plan.verbose > 0,
+            };
+            selftest::run(&options, &plan.output)
+        }
         Command::Trace(what) => {
             if plan.verbose > 0 {
                 pgfork_trace::diagnostics::to_stderr(plan.verbose);

@@ -17,6 +17,7 @@ mod options;
 mod reporter;
 #[cfg(test)]
 mod samples;
+mod selftest;
 mod text;
 pub mod units;
 
@@ -28,3 +29,4 @@ pub use json::schema;
 pub use line::Line;
 pub use options::{Color, OutputOptions, Surroundings};
 pub use reporter::{Closed, Reporter};
+pub use selftest::{selftest_document, selftest_schema, selftest_summary, selftest_text};

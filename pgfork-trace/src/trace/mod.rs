@@ -141,7 +141,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
 }
 
 /// The kernel side speaks of processes by their pid in the initial pid namespace.
-fn check_pid_namespace(root: &Root) -> Result<()> {
+pub(crate) fn check_pid_namespace(root: &Root) -> Result<()> {
     let own = process::namespaces(&root.pid(std::process::id())).pid;
     if own.is_some_and(|own| own != process::INITIAL_PID_NS) {
         bail!(
