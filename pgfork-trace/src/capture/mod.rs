@@ -124,6 +124,14 @@ impl Capture {
         let _ = self.watched.remove(&pid);
     }
 
+    /// Totals of a process that is watched no more; their place is free for another.
+    pub fn take_totals(&mut self, pid: u32) -> Option<Totals> {
+        let totals = self.totals(pid)?;
+        // Absent is what is wanted.
+        let _ = self.totals.remove(&pid);
+        Some(totals)
+    }
+
     /// Whether errno can be read for `pid` (always, but with the tracepoint method).
     #[must_use]
     pub fn reads_errno(&self, pid: u32) -> bool {
@@ -148,14 +156,6 @@ impl Capture {
     #[must_use]
     pub fn totals(&self, pid: u32) -> Option<Totals> {
         self.totals.get(&pid, 0).ok()
-    }
-
-    /// The same of a process that is watched no more; its place is free for another.
-    pub fn take_totals(&mut self, pid: u32) -> Option<Totals> {
-        let totals = self.totals(pid)?;
-        // Absent is what is wanted.
-        let _ = self.totals.remove(&pid);
-        Some(totals)
     }
 
     /// Connections of postmasters so far, by client; family 0 counts forks for none.
