@@ -50,6 +50,20 @@ fn options_work_before_and_after_trace() {
 }
 
 #[test]
+fn children_are_asked_for() {
+    assert!(!trace(&[]).all_children);
+    for arguments in [
+        &["--all-children"][..],
+        &["trace", "--all-children"],
+        &["--all-children", "trace", "--for", "5m"],
+    ] {
+        assert!(trace(arguments).all_children, "{arguments:?}");
+    }
+    let help = command().render_long_help().to_string();
+    assert!(help.contains("--all-children") && help.contains("out of memory"));
+}
+
+#[test]
 fn lists_are_repeatable() {
     let trace = trace(&[
         "--pid",
@@ -274,6 +288,8 @@ fn check_has_thresholds_and_servers() {
         &["check", "--near-percent", "101"][..],
         &["check", "--until", "3"],
         &["--until", "3", "check"],
+        &["--all-children", "check"],
+        &["check", "--all-children"],
         &["check", "--pid", "0"],
         &["check", "--watch", "0"],
     ] {

@@ -342,6 +342,29 @@ mod tests {
     }
 
     #[test]
+    fn only_what_comes_after_the_opening() {
+        use std::io::Write as _;
+        let fake = super::super::fake::FakeRoot::new();
+        assert!(OomLog::open(fake.root()).is_err());
+        let record =
+            |pid| format!("3,1,2,-;Out of memory: Killed process {pid} (a) total-vm:8kB\n");
+        fake.write("dev/kmsg", record(1));
+        let mut log = OomLog::open(fake.root()).unwrap();
+        assert!(log.new_lines().is_empty());
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(fake.path("dev/kmsg"))
+            .unwrap();
+        file.write_all(record(2).as_bytes()).unwrap();
+        let lines = log.new_lines();
+        assert!(
+            matches!(lines.as_slice(), [OomLine::Killed(killed)] if killed.pid == 2),
+            "{lines:?}"
+        );
+        assert!(log.new_lines().is_empty());
+    }
+
+    #[test]
     fn other_lines_and_those_of_programs_are_passed_over() {
         let killed = "Out of memory: Killed process 9 (a) total-vm:8kB, anon-rss:2kB";
         // Facility 1: written by a program.

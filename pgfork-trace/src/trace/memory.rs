@@ -1,12 +1,12 @@
 //! What happens inside watched processes and below them: memory refused, and kills.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pgfork_trace_common::{self as records, oom_valid};
 
 use crate::{
     host::{
-        Pid,
+        Pid, Root,
         cgroup::{self, Controller},
         memory, sysctl,
     },
@@ -27,6 +27,30 @@ use super::{
     Stop, Trace, descendants,
     kills::{Ended, OomVictim, Ready},
 };
+
+/// Facts are read anew after this time: a storm of refusals must not become a storm of reading.
+const FRESH: Duration = Duration::from_millis(200);
+
+/// `vm.max_map_count` and the pool of huge pages, while they are fresh.
+#[derive(Debug, Default)]
+pub(super) struct RequestFactsCache(Option<(Instant, Option<u64>, Option<HugePages>)>);
+
+impl RequestFactsCache {
+    fn read(&mut self, root: &Root, now: Instant) -> (Option<u64>, Option<HugePages>) {
+        if let Some((at, max_map_count, huge_pages)) = self.0
+            && now.duration_since(at) < FRESH
+        {
+            return (max_map_count, huge_pages);
+        }
+        let max_map_count = sysctl::sysctl_number(root, "vm/max_map_count")
+            .ok()
+            .flatten();
+        let info = memory::meminfo(root).ok().flatten();
+        let huge_pages = info.as_ref().and_then(huge_pages);
+        self.0 = Some((now, max_map_count, huge_pages));
+        (max_map_count, huge_pages)
+    }
+}
 
 impl Trace<'_> {
     /// A check refused memory.
@@ -64,7 +88,7 @@ impl Trace<'_> {
             return Ok(());
         };
         let shown = watched.shown.clone();
-        let facts = self.request_facts(first.watched);
+        let facts = self.facts_for_request(first.watched);
         let Some(verdict) = judge(request, &facts, self.capture.coverage()) else {
             return Ok(());
         };
@@ -93,16 +117,13 @@ impl Trace<'_> {
         self.emit(&line)
     }
 
-    fn request_facts(&mut self, watched: Pid) -> RequestFacts {
+    fn facts_for_request(&mut self, watched: Pid) -> RequestFacts {
+        let now = Instant::now();
+        let (max_map_count, huge_pages) = self.request_facts.read(&self.root, now);
         RequestFacts {
-            host: self.gatherer.facts_of(watched, Instant::now()),
-            max_map_count: sysctl::sysctl_number(&self.root, "vm/max_map_count")
-                .ok()
-                .flatten(),
-            huge_pages: memory::meminfo(&self.root)
-                .ok()
-                .flatten()
-                .and_then(|info| huge_pages(&info)),
+            host: self.gatherer.facts_of(watched, now),
+            max_map_count,
+            huge_pages,
         }
     }
 

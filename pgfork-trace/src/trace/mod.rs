@@ -2,6 +2,7 @@
 
 mod armed;
 mod arming;
+mod below;
 mod clients;
 mod comms;
 mod descendants;
@@ -40,10 +41,12 @@ use crate::{
     verdict::memory::Merger,
 };
 use armed::Armed;
+use below::Below;
 use clients::Clients;
 use comms::Comms;
 use descendants::Descendants;
 use kills::{Ended, Kills};
+use memory::RequestFactsCache;
 use next::NextLimits;
 use signals::Signals;
 use watchlist::{Found, Watchlist};
@@ -89,6 +92,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     // From here on there is something to bring to an end.
     let mut signals = Signals::catch()?;
     let capture = Capture::start(&settings)?;
+    let below = Below::new(options.plan.all_children, capture.coverage());
     let mut trace = Trace {
         gatherer: Gatherer::new(Root::default()),
         clients: Clients::default(),
@@ -100,7 +104,8 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         kills: Kills::default(),
         // Before capabilities are dropped. Without it kills are told without sizes.
         oom_log: OomLog::open(&Root::default()).ok(),
-        all_children: options.plan.all_children,
+        below,
+        request_facts: RequestFactsCache::default(),
         memory_refused: 0,
         watchlist: Watchlist::new(options.plan.filter.clone()),
         root,
@@ -166,7 +171,8 @@ struct Trace<'a> {
     merger: Merger,
     kills: Kills,
     oom_log: Option<OomLog>,
-    all_children: bool,
+    below: Below,
+    request_facts: RequestFactsCache,
     /// Those of `refusals` that were requests for memory.
     memory_refused: u64,
     refusals: u64,
@@ -222,6 +228,9 @@ impl Trace<'_> {
         }
         let start = self.start_line(options);
         self.emit(&start)?;
+        if let Some(message) = self.below.not_seen(options.plan.all_children) {
+            self.emit(&Notice::line("children_not_seen", message))?;
+        }
         if self.watchlist.alive().next().is_none() && nothing_asked {
             self.emit(&Notice::line(
                 "waiting",
@@ -467,7 +476,7 @@ impl Trace<'_> {
             totals::add_children(
                 &mut totals,
                 &counted,
-                self.all_children,
+                self.below,
                 &watched.child_by_cause,
                 &watched.memory_by_cause,
             );
@@ -479,7 +488,7 @@ impl Trace<'_> {
         lines.push(Line::End(End {
             watched_ns: nanoseconds(self.attached.elapsed()),
             refusals: refused,
-            memory_refusals: self.all_children.then_some(self.memory_refused),
+            memory_refusals: self.below.memory.then_some(self.memory_refused),
             oom_kills: self.kills.oom_kills,
             lost,
             reason,

@@ -7,6 +7,7 @@ use std::{
 
 use pgfork_trace_common::{ClientKey, HISTOGRAM_BUCKETS, Totals as Counted, bucket_floor};
 
+use super::below::Below;
 use crate::{
     output::line::{ClientCount, Connects, DETAILS_LOST, ForkTime, Postmaster, Totals},
     verdict::client::{Origin, origin},
@@ -104,22 +105,22 @@ fn per_second(count: u64, time: Duration) -> f64 {
     (count as f64 / seconds * 1000.0).round() / 1000.0
 }
 
-/// Adds what was counted below the process; nothing where that was not asked for.
+/// Adds what was counted below the process, as far as it is seen.
 pub(super) fn add_children(
     totals: &mut Totals,
     counted: &Counted,
-    asked: bool,
+    below: Below,
     by_cause: &BTreeMap<String, u64>,
     memory_by_cause: &BTreeMap<String, u64>,
 ) {
-    // The kernel side counts them only where it was asked to; if it did, they are shown.
-    if !asked && counted.child_forks + counted.child_refused == 0 {
-        return;
+    if below.forks {
+        totals.child_forks = Some(counted.child_forks + counted.child_refused);
+        totals.child_refused = Some(counted.child_refused);
+        totals.child_refused_by_cause = with_lost(by_cause, counted.child_refused);
     }
-    totals.child_forks = Some(counted.child_forks + counted.child_refused);
-    totals.child_refused = Some(counted.child_refused);
-    totals.child_refused_by_cause = with_lost(by_cause, counted.child_refused);
-    totals.memory_refusals = Some(memory_by_cause.clone());
+    if below.memory {
+        totals.memory_refusals = Some(memory_by_cause.clone());
+    }
 }
 
 /// Causes that were judged, and how many refusals were counted beyond that.
@@ -232,6 +233,38 @@ mod tests {
         assert_eq!(named + found.other_connects, found.connects);
         // A moment's rate is large, not infinite.
         assert!(found.connects_per_second.is_finite());
+    }
+
+    #[test]
+    fn what_is_not_watched_is_absent_not_zero() {
+        let counted = Counted {
+            forks: 10,
+            refused: 1,
+            child_forks: 5,
+            child_refused: 3,
+            ..NO_TOTALS
+        };
+        let causes = BTreeMap::from([("rlimit_nproc".to_owned(), 2)]);
+        let of = |forks, memory| {
+            let mut all = totals(Postmaster::default(), &counted, &BTreeMap::new());
+            add_children(
+                &mut all,
+                &counted,
+                Below { forks, memory },
+                &causes,
+                &causes,
+            );
+            all
+        };
+        let none = of(false, false);
+        assert_eq!((none.child_forks, none.child_refused), (None, None));
+        assert!(none.child_refused_by_cause.is_empty() && none.memory_refusals.is_none());
+        let all = of(true, true);
+        // The watched process's own are apart.
+        assert_eq!((all.forks, all.refused), (11, 1));
+        assert_eq!((all.child_forks, all.child_refused), (Some(8), Some(3)));
+        assert_eq!(all.child_refused_by_cause["details_lost"], 1);
+        assert_eq!(all.memory_refusals, Some(causes.clone()));
     }
 
     #[test]

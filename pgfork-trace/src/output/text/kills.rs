@@ -3,7 +3,7 @@
 use super::{
     super::{
         escape::{name, sentence},
-        line::{Killed, KilledBy, OomKill, Process},
+        line::{Killed, KilledBy, OomKill, Process, Role},
         units::bytes,
     },
     actor::actor,
@@ -23,8 +23,9 @@ pub(super) fn oom(clock: &str, kill: &OomKill, style: Style) -> String {
     let verdict = &kill.verdict;
     let mut block = Block {
         out: format!(
-            "{clock}  {}  {subject}, by the OOM killer\n",
-            style.alarm("KILLED")
+            "{clock}  {}  {subject}, by the OOM killer{}\n",
+            style.alarm("KILLED"),
+            aftermath(&kill.victim)
         ),
         style,
     };
@@ -105,7 +106,27 @@ pub(super) fn killed(killed: &Killed) -> String {
     } else {
         format!("{} of {watched}", actor(&killed.target))
     };
-    format!("{subject} was sent SIGKILL {}", by(&killed.killed_by))
+    let by_itself = matches!(&killed.killed_by, KilledBy::Signal { sender } if sender.pid == killed.postmaster.pid);
+    let after = if by_itself {
+        ""
+    } else {
+        aftermath(&killed.target)
+    };
+    format!(
+        "{subject} was sent SIGKILL {}{after}",
+        by(&killed.killed_by)
+    )
+}
+
+/// What a postmaster does when a process with shared memory dies (src/backend/postmaster/postmaster.c
+/// `HandleChildCrash`, PostgreSQL 10 to 18).
+fn aftermath(target: &Process) -> &'static str {
+    match target.role {
+        Some(Role::ClientBackend | Role::WalSender) => {
+            "; the postmaster then ends all other sessions and recovers"
+        }
+        _ => "",
+    }
 }
 
 /// `by process 77 (bash), uid 0`.

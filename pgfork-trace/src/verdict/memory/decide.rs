@@ -4,7 +4,7 @@ use pgfork_trace_common::{Check, MemoryRefusal, memory_valid};
 
 use super::{
     super::{Cause, Certainty, Considered, Coverage, overcommit::STRICT},
-    REFUSALS, RequestFacts, Way, evidence, function,
+    HugePages, REFUSALS, RequestFacts, Way, evidence, function,
     merge::{Call, Request},
     way,
 };
@@ -14,6 +14,9 @@ use crate::output::units;
 const MAP_SHARED: u64 = 0x01;
 /// `MAP_HUGETLB` (include/uapi/asm-generic/mman-common.h; the same on x86-64 and arm64).
 const MAP_HUGETLB: u64 = 0x4_0000;
+
+/// Where the flags name a size, as its logarithm (include/uapi/asm-generic/hugetlb_encode.h).
+const MAP_HUGE_SHIFT: u32 = 26;
 
 /// What decides, before numbers and remedies are put to it.
 #[derive(Clone, Debug)]
@@ -134,10 +137,14 @@ pub(super) fn decide(
 
 /// A check that refused was seen, or the error speaks of a limit or of permission.
 fn is_refusal(call: &Call) -> bool {
-    !call.inner.is_empty()
-        || call
-            .outer
-            .is_some_and(|outer| REFUSALS.contains(&outer.ret) || outer.ret >= 0)
+    let Some(outer) = call.outer.filter(|_| call.inner.is_empty()) else {
+        return true;
+    };
+    // Any other error of a growing stack is an access far from it: a mistake of the program.
+    if way(call) == Way::StackGrowth {
+        return outer.ret == -libc::ENOMEM;
+    }
+    REFUSALS.contains(&outer.ret) || outer.ret >= 0
 }
 
 pub(super) fn bytes(call: &Call) -> Option<u64> {
@@ -330,9 +337,18 @@ fn expand(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> Decision
     }
 }
 
+/// The pool that was asked: known for the default size, which a mapping has that names none.
+pub(super) fn pool(call: &Call, facts: &RequestFacts) -> Option<HugePages> {
+    let log = flags(call).unwrap_or(0) >> MAP_HUGE_SHIFT & 0x3f;
+    facts
+        .huge_pages
+        .filter(|pool| pool.page_bytes > 0)
+        .filter(|pool| log == 0 || pool.page_bytes == 1 << log)
+}
+
 /// Whether the pool has what was asked for; `None` where that cannot be told.
 fn pool_is_short(call: &Call, facts: &RequestFacts) -> Option<bool> {
-    let pool = facts.huge_pages.filter(|pool| pool.page_bytes > 0)?;
+    let pool = pool(call, facts)?;
     let pages = bytes(call)?.div_ceil(pool.page_bytes);
     Some(pages > pool.available())
 }
@@ -358,14 +374,14 @@ fn huge_pages(was_seen: bool, call: &Call, facts: &RequestFacts) -> Decision {
         (None, true) => Decision::deduced(
             Cause::HugetlbExhausted,
             Some(check),
-            format!("{what}; the pool of huge pages could not be read"),
+            format!("{what}; the pool of huge pages of this size is not known"),
         ),
         (Some(false), _) => Decision::unknown(format!(
-            "{what}, although the pool of the default size had enough right after: another size, the limit of a hugetlbfs mount, or a hugetlb cgroup"
+            "{what}, although the pool had enough right after: the limit of a hugetlbfs mount, or a hugetlb cgroup"
         )),
-        (None, false) => {
-            Decision::unknown(format!("{what}; the pool of huge pages could not be read"))
-        }
+        (None, false) => Decision::unknown(format!(
+            "{what}; the pool of huge pages of this size is not known"
+        )),
     };
     decision.huge = true;
     decision

@@ -111,7 +111,7 @@ pub(super) fn collect(call: &Call, decision: &Decision, facts: &RequestFacts) ->
         evidence.overcommit = Some(promised(call, facts));
     }
     if decision.concerns_huge_pages() {
-        evidence.huge_pages = facts.huge_pages;
+        evidence.huge_pages = decide::pool(call, facts);
     }
     evidence
 }

@@ -577,6 +577,16 @@ fn huge_pages() {
         (Cause::HugetlbExhausted, Certainty::Deduced)
     );
     assert_eq!(verdict.remedy.len(), 1);
+    // Of 1 GiB, whose pool was not read.
+    let gigantic = MemoryRefusal {
+        flags: asked(GIB).flags | 30 << 26,
+        ..asked(GIB)
+    };
+    let inner = failed(Check::HugetlbReservePages, ENOMEM);
+    let other = self::verdict(&[call(&[inner], Some(gigantic))]);
+    assert_eq!(found(&other), (Cause::HugetlbExhausted, Certainty::Deduced));
+    assert_eq!(other.evidence.huge_pages, None);
+    assert_eq!(other.remedy.len(), 1);
     let unseen = self::verdict(&[call(&[], Some(asked(100 * MIB)))]);
     assert_eq!(
         found(&unseen),
@@ -675,6 +685,15 @@ fn wrong_arguments_are_no_refusal_and_permission_is_no_limit() {
             assert!(verdict.because.contains("security module"));
         }
     }
+}
+
+#[test]
+fn an_access_far_below_the_stack_is_no_refusal() {
+    let far = failed(Check::ExpandDownwards, -libc::EPERM);
+    assert_eq!(
+        judge(&request(&[call(&[], Some(far))]), &facts(), &coverage(&[])),
+        None
+    );
 }
 
 /// Whatever the kernel side sends, nothing panics or overflows.
