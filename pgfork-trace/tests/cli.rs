@@ -44,6 +44,7 @@ fn help_tells_the_exit_statuses_and_all_options() {
         "--pid",
         "--port",
         "--data-dir",
+        "--comm",
         "--json",
         "--output",
         "--max-size",
@@ -82,6 +83,10 @@ fn bad_options_end_with_2_and_name_the_option() {
         (&["--json", "--max-size", "1K"], "--max-size"),
         (&["--color", "maybe"], "--color"),
         (&["--data-dir"], "--data-dir"),
+        (&["--comm", ""], "--comm"),
+        (&["check", "--comm", "x"], "--comm"),
+        (&["selftest", "--pid", "1"], "--pid"),
+        (&["--until", "1", "selftest"], "'selftest' takes only"),
         (&["probes", "--pid", "1"], "--pid"),
     ] {
         assert_refuses(&run(arguments), &[word]);
@@ -327,6 +332,90 @@ fn it_ends_when_nothing_is_left_to_watch() {
     assert_eq!(finished.status.code(), Some(0));
     finished.end("no_more");
     assert_eq!(finished.of("postmaster")[0]["event"], "gone");
+}
+
+#[test]
+fn processes_of_a_name_those_that_run_and_those_to_come() {
+    needs_tracing!();
+    needs_root!();
+    // This very program: its name is longer than what the kernel keeps of it.
+    let program = std::env::current_exe().unwrap();
+    let name = program.file_name().unwrap().to_str().unwrap();
+    let mut before = Forker::limited();
+    let mut tracer = Tracer::watching(&["--comm", name]);
+    let start = tracer.seen("start");
+    let pids = |value: &serde_json::Value| value["pid"].to_string();
+    let watched = start["postmasters"].as_array().unwrap();
+    assert!(
+        watched.iter().any(|it| pids(it) == before.pid()),
+        "{start:#}"
+    );
+    assert_eq!(start["names"], serde_json::json!([name]));
+    before.refused();
+    let refusal = tracer.line("refusal", |line| pids(&line["process"]) == before.pid());
+    assert_eq!(refusal["postmaster"]["kind"], "process");
+    assert_eq!(refusal["postmaster"]["comm"], name[..15]);
+    assert_eq!(refusal["client"], serde_json::Value::Null);
+    assert_eq!(refusal["child"], serde_json::Value::Null);
+    let mut after = Forker::start();
+    let is =
+        |pid: String| move |line: &serde_json::Value| line["postmaster"]["pid"].to_string() == pid;
+    assert_eq!(
+        tracer.line("postmaster", is(after.pid()))["event"],
+        "appeared"
+    );
+    after.fork();
+    let pid = after.pid();
+    after.quit();
+    assert_eq!(tracer.line("postmaster", is(pid.clone()))["event"], "gone");
+    let finished = tracer.stop();
+    finished.end("signal");
+    let totals = finished.of("totals");
+    let ours = totals.iter().find(|line| is(pid.clone())(line)).unwrap();
+    assert_eq!(ours["forks"], 1);
+}
+
+#[test]
+fn a_name_that_nobody_has_is_waited_for() {
+    needs_tracing!();
+    let finished = Tracer::start(&["--comm", "pgfork-no-such", "--for", "1s"]).finish();
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    finished.end("duration");
+    assert_eq!(finished.of("start")[0]["postmasters"], serde_json::json!([]));
+    assert!(finished.of("totals").is_empty());
+}
+
+#[test]
+fn selftest_provokes_sees_and_leaves_nothing_behind() {
+    needs_tracing!();
+    needs_root!();
+    let output = run(&["selftest", "--json"]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let schema: serde_json::Value =
+        serde_json::from_str(include_str!("../../docs/selftest-schema.json")).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    assert_eq!(lines.len(), 5, "{text}{}", stderr(&output));
+    let mut failures = 0;
+    for line in &lines {
+        assert!(validator.is_valid(line), "{line:#}");
+        let outcome = line["outcome"].as_str().unwrap();
+        assert_ne!(outcome, "not_seen", "{line:#}");
+        failures += usize::from(outcome == "wrong");
+        // The host's own limits, without anything to prepare that could be refused.
+        if line["test"] == "rlimit_nproc" || line["test"] == "pids_cgroup" {
+            assert!(outcome == "right" || outcome == "skipped", "{line:#}");
+        }
+    }
+    assert_eq!(output.status.code(), Some(i32::from(failures > 0)));
+    for hierarchy in ["/sys/fs/cgroup", "/sys/fs/cgroup/pids"] {
+        let entries = fs::read_dir(hierarchy).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name());
+        assert!(!names.any(|name| name.to_string_lossy().contains("selftest")));
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use support::{
     Tracer,
     cgroup::Pids,
     server::{self, Options, Server, as_user},
-    skipped,
+    skipped, wait_for,
 };
 
 macro_rules! needs_server {
@@ -127,6 +127,93 @@ fn the_limit_of_tasks_of_the_user() {
     let finished = tracer.stop();
     assert_eq!(finished.status.code(), Some(1));
     assert_eq!(finished.end("signal")["refusals"], 1);
+}
+
+#[test]
+fn whose_connection_it_was() {
+    needs_server!();
+    let server = Server::running(Options {
+        tcp: true,
+        ..Options::default()
+    });
+    let mut tracer = Tracer::watching(&["--port", &server.port()]);
+    server.connect().unwrap();
+    limit_tasks(&server, "1:");
+    server.refused();
+    let local = tracer.line("refusal", of(&server));
+    assert_eq!(local["client"]["kind"], "unix", "{local:#}");
+    assert_eq!(local["client"]["pid"], std::process::id());
+    assert_eq!(local["client"]["uid"], 0);
+    assert!(local["client"]["comm"].is_string());
+    assert_eq!(local["child"]["kind"], "client_backend");
+    assert_eq!(local["child"]["certainty"], "observed");
+    for (address, kind) in [("127.0.0.1", "tcp4"), ("::1", "tcp6")] {
+        let port = server.refused_over(address);
+        let refusal = tracer.line("refusal", of(&server));
+        assert_eq!(refusal["client"]["kind"], kind, "{refusal:#}");
+        assert_eq!(refusal["client"]["address"], address);
+        assert_eq!(refusal["client"]["port"], port);
+    }
+    let finished = tracer.stop();
+    assert_eq!(finished.end("signal")["refusals"], 3);
+    let connections = &finished.of("totals")[0]["connections"];
+    assert_eq!(connections["connects"], 4, "{connections:#}");
+    let of = |key: &str, wanted: Value| {
+        let clients = connections["clients"].as_array().unwrap();
+        let found = clients.iter().find(|client| client[key] == wanted);
+        found.map(|client| client["connects"].clone())
+    };
+    assert_eq!(of("uid", 0.into()), Some(2.into()), "{connections:#}");
+    assert_eq!(of("address", "127.0.0.1".into()), Some(1.into()));
+    assert_eq!(of("address", "::1".into()), Some(1.into()));
+}
+
+#[test]
+fn a_process_of_the_servers_own_is_told_from_a_connection() {
+    needs_server!();
+    let server = Server::running(Options::default());
+    let mut tracer = Tracer::watching(&["--port", &server.port()]);
+    limit_tasks(&server, "1:");
+    let writer = wait_for("the background writer", || {
+        server.child("background writer")
+    });
+    // SAFETY: a process of this test; it ends in good order, and the postmaster starts another.
+    assert_eq!(unsafe { libc::kill(writer as i32, libc::SIGTERM) }, 0);
+    let refusal = tracer.line("refusal", of(&server));
+    assert_eq!(refusal["client"], Value::Null, "{refusal:#}");
+    assert_eq!(refusal["child"]["kind"], "worker");
+    assert_eq!(refusal["child"]["certainty"], "deduced");
+    assert_eq!(refusal["child"]["likely"], "background writer");
+    tracer.stop().end("signal");
+}
+
+#[test]
+fn what_refuses_next() {
+    needs_server!();
+    let pids = match Pids::new() {
+        Ok(pids) => pids,
+        Err(why) => return skipped(&why),
+    };
+    let server = Server::running(Options {
+        cgroup: Some(pids.leaf()),
+        ..Options::default()
+    });
+    let mut tracer = Tracer::watching(&["--port", &server.port()]);
+    // Seven more fit into the cgroup: fewer than the server has slots.
+    let room = 7;
+    let limit = Pids::current(&pids.leaf()) + room;
+    std::fs::write(pids.leaf().join("pids.max"), limit.to_string()).unwrap();
+    limit_tasks(&server, "1:");
+    server.refused();
+    let refusal = tracer.line("refusal", of(&server));
+    assert_eq!(refusal["cause"], "rlimit_nproc");
+    let next = &refusal["next_limit"];
+    assert_eq!(next["limit"], "pids_cgroup_max", "{refusal:#}");
+    assert_eq!(next["scope"]["path"], pids.name_of(&pids.leaf()));
+    assert_eq!(next["room"], room);
+    assert_eq!(next["backends"], room);
+    assert_eq!(next["max"], limit);
+    tracer.stop().end("signal");
 }
 
 #[test]

@@ -209,6 +209,13 @@ impl Tracer {
         }
     }
 
+    /// The first line of this type so far.
+    #[track_caller]
+    pub(crate) fn seen(&self, kind: &str) -> Value {
+        let mut seen = self.seen.iter();
+        seen.find(|line| line["type"] == kind).unwrap().clone()
+    }
+
     pub(crate) fn signal(&self, signal: libc::c_int) {
         // SAFETY: sends a signal to a child that has not been waited for.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);

@@ -1,8 +1,9 @@
-//! A PostgreSQL server of the test's own, in a temporary directory, on no network.
+//! A PostgreSQL server of the test's own, in a temporary directory, on no network but the host's own.
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::{Read, Write},
+    net::TcpStream,
     os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -20,6 +21,8 @@ pub(crate) struct Options {
     pub(crate) name: Option<&'static str>,
     /// In a pid and mount namespace of its own.
     pub(crate) namespaces: bool,
+    /// Listens on the loopback addresses as well.
+    pub(crate) tcp: bool,
 }
 
 pub(crate) struct Server {
@@ -165,7 +168,14 @@ impl Server {
             .args(["-p", &self.port()])
             .arg("-k")
             .arg(self.data_dir())
-            .args(["-c", "listen_addresses="])
+            .args([
+                "-c",
+                if self.options.tcp {
+                    "listen_addresses=127.0.0.1,::1"
+                } else {
+                    "listen_addresses="
+                },
+            ])
             .args(["-c", "autovacuum=off", "-c", "fsync=off"])
             .args(["-c", "shared_buffers=1MB", "-c", "max_connections=20"])
             .current_dir("/")
@@ -246,24 +256,30 @@ impl Server {
     /// A connection, up to the server's answer: the stream, or its complaint.
     pub(crate) fn connect(&self) -> Result<UnixStream, String> {
         let path = self.data_dir().join(format!(".s.PGSQL.{}", self.port));
-        let mut stream = UnixStream::connect(path).map_err(|error| error.to_string())?;
-        let body = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
-        let length = u32::try_from(body.len() + 4).unwrap();
-        let mut message = length.to_be_bytes().to_vec();
-        message.extend_from_slice(body);
-        stream
-            .write_all(&message)
-            .map_err(|error| error.to_string())?;
-        let mut kind = [0];
-        stream
-            .read_exact(&mut kind)
-            .map_err(|error| error.to_string())?;
-        if kind == *b"R" {
-            return Ok(stream);
-        }
-        let mut complaint = Vec::new();
-        let _ = stream.read_to_end(&mut complaint);
-        Err(String::from_utf8_lossy(&complaint).into_owned())
+        let stream = UnixStream::connect(path).map_err(|error| error.to_string())?;
+        greet(stream)
+    }
+
+    /// A refused connection to this address; the client's own port.
+    #[track_caller]
+    pub(crate) fn refused_over(&self, address: &str) -> u16 {
+        let stream = TcpStream::connect((address, self.port)).unwrap();
+        let port = stream.local_addr().unwrap().port();
+        assert!(greet(stream).is_err(), "no fork was refused");
+        port
+    }
+
+    /// Pid of the child whose title has these words.
+    pub(crate) fn child(&self, words: &str) -> Option<u32> {
+        let of = |pid: u32, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+        let parent = format!("PPid:\t{}\n", self.pid());
+        let pids = fs::read_dir("/proc").unwrap();
+        let mut pids =
+            pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        pids.find(|pid| {
+            of(*pid, "status").is_ok_and(|status| status.contains(&parent))
+                && of(*pid, "cmdline").is_ok_and(|title| title.contains(words))
+        })
     }
 
     /// A connection that fails because the fork does.
@@ -299,4 +315,25 @@ impl Drop for Server {
         }
         self.stop();
     }
+}
+
+/// Asks to be served, up to the server's answer: the stream, or its complaint.
+fn greet<S: Read + Write>(mut stream: S) -> Result<S, String> {
+    let body = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
+    let length = u32::try_from(body.len() + 4).unwrap();
+    let mut message = length.to_be_bytes().to_vec();
+    message.extend_from_slice(body);
+    stream
+        .write_all(&message)
+        .map_err(|error| error.to_string())?;
+    let mut kind = [0];
+    stream
+        .read_exact(&mut kind)
+        .map_err(|error| error.to_string())?;
+    if kind == *b"R" {
+        return Ok(stream);
+    }
+    let mut complaint = Vec::new();
+    let _ = stream.read_to_end(&mut complaint);
+    Err(String::from_utf8_lossy(&complaint).into_owned())
 }
