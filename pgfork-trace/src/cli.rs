@@ -135,7 +135,7 @@ struct TraceFlags {
     /// Stop after this time: 90, 90s, 5m, 1h, 2d
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     duration: Option<Duration>,
-    /// Stop after this many refusals
+    /// Stop after this many refusals, those of memory included
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     until: Option<u64>,
 }

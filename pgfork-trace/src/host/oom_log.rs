@@ -216,8 +216,13 @@ impl OomLog {
                 Ok(size) => {
                     lines.extend(parse_record(&String::from_utf8_lossy(&record[..size])));
                 }
-                // Records were overwritten meanwhile, or a signal came: go on behind that.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::EINTR)) => {}
+                // Records were overwritten meanwhile, a signal came, or a record is longer than
+                // any should be: go on behind that.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::EPIPE | libc::EINTR | libc::EINVAL)
+                    ) => {}
                 Err(_) => break,
             }
         }

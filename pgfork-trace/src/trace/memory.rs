@@ -66,11 +66,13 @@ impl Trace<'_> {
     }
 
     fn memory_refusals(&mut self, requests: &[Request]) -> Result<(), Stop> {
+        // All of them, also beyond --until and for the file alone: no other count has them.
+        let mut said = Ok(());
         for request in requests {
-            self.memory_refusal(request)?;
-            self.count_refusal()?;
+            said = said.and(self.memory_refusal(request));
         }
-        Ok(())
+        said?;
+        self.count_refusal()
     }
 
     /// What is left at the end; the reader of the output may be gone.
@@ -207,14 +209,17 @@ impl Trace<'_> {
             self.kills.log(lines, now);
         }
         let Ready { oom, kernel } = self.kills.due(now, ended);
+        // All of them: when the reader of standard output goes, the file still gets them.
+        let mut said = Ok(());
         for victim in oom {
             let line = self.oom_line(victim);
-            self.emit(&line)?;
+            said = said.and(self.emit(&line));
         }
         for target in kernel {
-            self.emit(&killed(target.postmaster, target.process, KilledBy::Kernel))?;
+            let line = killed(target.postmaster, target.process, KilledBy::Kernel);
+            said = said.and(self.emit(&line));
         }
-        Ok(())
+        said
     }
 
     fn oom_line(&mut self, victim: OomVictim) -> Line {

@@ -6,6 +6,7 @@ mod below;
 mod clients;
 mod comms;
 mod descendants;
+mod finish;
 mod kills;
 mod memory;
 mod next;
@@ -35,7 +36,7 @@ use crate::{
     kernel::plan::Method,
     output::{
         Closed, Line, Reporter,
-        line::{Change, End, EndReason, Lost, LostWhat, Notice, PostmasterChange, Start},
+        line::{Change, EndReason, Notice, PostmasterChange, Start},
     },
     postgres,
     verdict::memory::Merger,
@@ -445,61 +446,6 @@ impl Trace<'_> {
             self.emit(&appeared)?;
         }
         Ok(())
-    }
-
-    /// Totals and the last line. The reader may be gone: the file still gets them.
-    fn finish(&mut self, reason: EndReason) {
-        self.last_memory_refusals();
-        let _ = self.say_kills(Ended::Watching);
-        let mut lost = 0;
-        let mut refused = 0;
-        let mut lines = Vec::from_iter(self.comms.unsaid());
-        let clients = self.capture.clients();
-        for watched in self.watchlist.everyone() {
-            let counted = match &watched.counted {
-                Some(counted) => Some(**counted),
-                None => self.capture.totals(watched.id.pid),
-            };
-            let Some(counted) = counted else { continue };
-            refused += counted.refused + counted.child_refused;
-            let losses = [
-                (LostWhat::Records, counted.lost),
-                (LostWhat::Returns, counted.missed),
-                (LostWhat::Attempts, counted.untracked),
-            ];
-            for (what, count) in losses.into_iter().filter(|(_, count)| *count > 0) {
-                lost += count;
-                lines.push(Line::Lost(Lost { what, count }));
-            }
-            let mut totals = totals::totals(watched.shown.clone(), &counted, &watched.by_cause);
-            totals.merged = watched.merged;
-            totals::add_children(
-                &mut totals,
-                &counted,
-                self.below,
-                &watched.child_by_cause,
-                &watched.memory_by_cause,
-            );
-            totals.oom_kills = watched.oom_kills;
-            totals.connections = totals::connections(&clients, watched.id.pid, watched.time());
-            lines.push(Line::Totals(totals));
-        }
-        let counted_by_kind: u64 = self.capture.refusals().iter().map(|(_, count)| count).sum();
-        lines.push(Line::End(End {
-            watched_ns: nanoseconds(self.attached.elapsed()),
-            refusals: refused,
-            memory_refusals: self.below.memory.then_some(self.memory_refused),
-            oom_kills: self.kills.oom_kills,
-            lost,
-            reason,
-            accounted: lost == 0 && counted_by_kind == refused,
-        }));
-        self.refusals = self.refusals.max(refused + self.memory_refused);
-        let now = Timestamp::now();
-        for line in &lines {
-            let _ = self.reporter.emit(now, line);
-        }
-        let _ = self.reporter.finish();
     }
 }
 

@@ -64,8 +64,17 @@ pub(super) fn refusal(clock: &str, refusal: &MemoryRefusal, style: Style) -> Str
 fn errno(refusal: &MemoryRefusal) -> String {
     let verdict = &refusal.verdict;
     let grew = verdict.asked.iter().any(|it| it.way == Way::StackGrowth);
+    let server = matches!(
+        refusal.process.role,
+        Some(Role::ClientBackend | Role::WalSender | Role::Helper | Role::Child)
+    );
     if grew {
-        return "none: the process gets SIGSEGV, and the postmaster restarts all others".to_owned();
+        let after = if server {
+            ", and the postmaster then ends all other sessions and recovers"
+        } else {
+            ""
+        };
+        return format!("none: the process gets SIGSEGV{after}");
     }
     let Some(errno) = &refusal.errno else {
         return "not seen".to_owned();
@@ -75,10 +84,6 @@ fn errno(refusal: &MemoryRefusal) -> String {
         .asked
         .iter()
         .all(|it| matches!(it.way, Way::Mmap | Way::Brk));
-    let server = matches!(
-        refusal.process.role,
-        Some(Role::ClientBackend | Role::WalSender | Role::Helper | Role::Child)
-    );
     if malloc && server && errno.number == libc::ENOMEM {
         return format!(
             "{text}; where palloc asked, the server log has \"out of memory\", \"Failed on request of size ...\""

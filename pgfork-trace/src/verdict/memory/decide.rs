@@ -438,7 +438,10 @@ fn nothing_fits(because: String, candidates: Vec<Candidate>, coverage: &Coverage
     decision.not_seen = coverage
         .not_seen
         .iter()
-        .filter(|(check, _)| (*check as u32) >= Check::VmMmapPgoff as u32)
+        .filter(|(check, _)| {
+            let of_memory = Check::VmMmapPgoff..Check::OomKillProcess;
+            *check == Check::VmEnoughMemory || of_memory.contains(check)
+        })
         .map(|(_, why)| why.clone())
         .collect();
     decision
