@@ -80,6 +80,31 @@ const GIB: u64 = 1024 * MIB;
 /// Raises the commit limit so far that the fork and some more pass for certain:
 /// both reserves and the counter's inexactness are on top.
 pub(super) fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Option<Vec<Remedy>> {
+    commit_limit_for(&BACKENDS, overcommit, facts)
+}
+
+/// What room is made for.
+pub(super) struct Unit {
+    /// At least so many.
+    pub(super) fewest: u64,
+    /// `backends like these`.
+    pub(super) like_these: &'static str,
+    /// `backends`.
+    pub(super) many: &'static str,
+}
+
+const BACKENDS: Unit = Unit {
+    fewest: FEWEST_BACKENDS,
+    like_these: "backends like these",
+    many: "backends",
+};
+
+/// The same for whatever is charged in units of one size.
+pub(super) fn commit_limit_for(
+    unit: &Unit,
+    overcommit: &OvercommitEvidence,
+    facts: &Facts,
+) -> Option<Vec<Remedy>> {
     let settings = facts.overcommit?;
     let memory = facts.memory?;
     let charge = overcommit
@@ -101,7 +126,7 @@ pub(super) fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Op
         .max(overcommit.committed_bytes.unwrap_or(0))
         .max(overcommit.usable_bytes?.saturating_sub(charge));
     let affordable = memory.mem_available / 2 / backend;
-    let backends = affordable.clamp(FEWEST_BACKENDS, WANTED_BACKENDS);
+    let backends = affordable.clamp(unit.fewest, WANTED_BACKENDS);
     let taken = committed.saturating_add(reserves).saturating_add(skew);
     let target = taken.saturating_add(backends * backend);
 
@@ -110,8 +135,9 @@ pub(super) fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Op
     remedies.push(Remedy {
         command,
         effect: format!(
-            "room for about {} more backends like these{}",
+            "room for about {} more {}{}",
             limit.saturating_sub(taken) / backend,
+            unit.like_these,
             if limit > memory.mem_total + memory.swap_total {
                 "; promises more than RAM and swap hold, so the OOM killer may act"
             } else {
@@ -123,10 +149,13 @@ pub(super) fn commit_limit(overcommit: &OvercommitEvidence, facts: &Facts) -> Op
     let missing = target.saturating_sub(memory.commit_limit).div_ceil(MIB);
     remedies.push(Remedy {
         command: format!("add {missing} MiB of swap"),
-        effect: format!(
-            "the same; each GiB of swap raises the limit by 1 GiB, room for about {} backends",
-            GIB / backend
-        ),
+        effect: match GIB / backend {
+            0 => "the same; each GiB of swap raises the limit by 1 GiB".to_owned(),
+            room => format!(
+                "the same; each GiB of swap raises the limit by 1 GiB, room for about {room} {}",
+                unit.many
+            ),
+        },
         immediate: true,
     });
     Some(remedies)

@@ -170,12 +170,38 @@ pub(super) fn mode(call: &Call, facts: &RequestFacts) -> Option<i32> {
 
 fn of_call(call: &Call, facts: &RequestFacts, coverage: &Coverage) -> Decision {
     let decision = match inner_check(call) {
+        Some((Check::MayExpandVm, record)) if may_have_passed(call, coverage) => {
+            asked_once(record, call, facts)
+        }
         Some((check, record)) => seen(check, record, call, facts),
         None => by_numbers(call, facts, coverage),
     };
     if way(call) == Way::StackGrowth {
         return stack(decision, call, facts);
     }
+    decision
+}
+
+/// To 6.12, `mmap_region` (mm/mmap.c) asks `may_expand_vm` again, without the pages of mappings that
+/// the new one replaces: one refusal without a failing call around it may have been no refusal.
+fn may_have_passed(call: &Call, coverage: &Coverage) -> bool {
+    call.outer.is_none() && call.inner.len() == 1 && coverage.sees(Check::VmMmapPgoff)
+}
+
+fn asked_once(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> Decision {
+    let inner = expand(record, call, facts);
+    let mut decision = Decision::unknown(format!(
+        "{} was seen refusing, but no call around it was seen failing: shmat was refused, or a mapping in place of others, which the kernel then allowed",
+        function(Check::MayExpandVm)
+    ));
+    decision.check = Some(Check::MayExpandVm);
+    decision.also_possible = match inner.cause {
+        Cause::Unknown => inner.also_possible,
+        cause => vec![Considered {
+            what: cause.id(),
+            why: inner.because,
+        }],
+    };
     decision
 }
 

@@ -12,6 +12,13 @@ const MIB: u64 = 1024 * 1024;
 /// Default of vm.max_map_count (`DEFAULT_MAX_MAP_COUNT`, include/linux/mm.h).
 const DEFAULT_MAX_MAP_COUNT: u64 = 65_530;
 
+/// One request may be as large as many backends: room for two is a remedy.
+const REQUESTS: remedy::Unit = remedy::Unit {
+    fewest: 2,
+    like_these: "requests like this one",
+    many: "such requests",
+};
+
 pub(super) fn remedies(
     decision: &Decision,
     evidence: &MemoryEvidence,
@@ -187,15 +194,8 @@ fn commit_limit(evidence: &MemoryEvidence, facts: &RequestFacts, less: Remedy) -
     let mut remedies = evidence
         .overcommit
         .as_ref()
-        .and_then(|it| remedy::commit_limit(it, &facts.host))
+        .and_then(|it| remedy::commit_limit_for(&REQUESTS, it, &facts.host))
         .unwrap_or_default();
-    for remedy in &mut remedies {
-        // Written for forks: here one of its units is a request like this one.
-        remedy.effect = remedy
-            .effect
-            .replace("more backends like these", "more requests like this one")
-            .replace("backends", "such requests");
-    }
     remedies.push(less);
     remedies
 }

@@ -353,7 +353,7 @@ fn a_limit_whose_numbers_do_not_tell() {
         valid: valid::BYTES,
         ..asking(Check::MayExpandVm, 0, MIB)
     };
-    let unknown = verdict(&[call(&[blind], None)]);
+    let unknown = verdict(&[call(&[blind, blind], None)]);
     assert_eq!(found(&unknown), (Cause::Unknown, Certainty::Unknown));
     let possible: Vec<&str> = unknown.also_possible.iter().map(|it| it.what).collect();
     assert_eq!(possible, ["rlimit_as", "rlimit_data"]);
@@ -370,10 +370,35 @@ fn a_limit_whose_numbers_do_not_tell() {
             ..asking(Check::MayExpandVm, 0, MIB)
         };
         assert_eq!(
-            found(&verdict(&[call(&[moved], None)])),
+            found(&verdict(&[call(&[moved, moved], None)])),
             (cause, Certainty::Deduced)
         );
     }
+}
+
+/// `mmap_region` to 6.12 may be told no, subtract what it replaces, and be told yes.
+#[test]
+fn a_check_that_the_call_may_have_passed_all_the_same() {
+    let limited = MemoryRefusal {
+        rlimit_as: 600 * MIB,
+        ..asking(Check::MayExpandVm, 0, 256 * MIB)
+    };
+    let once = verdict(&[call(&[limited], None)]);
+    assert_eq!(found(&once), (Cause::Unknown, Certainty::Unknown));
+    assert_eq!(once.also_possible[0].what, "rlimit_as");
+    assert!(once.remedy.is_empty());
+    let twice = verdict(&[call(&[limited, limited], None)]);
+    assert_eq!(found(&twice), (Cause::RlimitAs, Certainty::Observed));
+    // Where mmap cannot be watched, its failure could not have been seen.
+    let unseen = judge(
+        &request(&[call(&[limited], None)]),
+        &facts(),
+        &coverage(&[Check::VmMmapPgoff]),
+    );
+    assert_eq!(
+        found(&unseen.unwrap()),
+        (Cause::RlimitAs, Certainty::Observed)
+    );
 }
 
 #[test]
