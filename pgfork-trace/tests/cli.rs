@@ -358,20 +358,22 @@ fn processes_of_a_name_those_that_run_and_those_to_come() {
     assert_eq!(refusal["client"], serde_json::Value::Null);
     assert_eq!(refusal["child"], serde_json::Value::Null);
     let mut after = Forker::start();
-    let is =
-        |pid: String| move |line: &serde_json::Value| line["postmaster"]["pid"].to_string() == pid;
+    let is = |pid: &str| {
+        let pid: u64 = pid.parse().unwrap();
+        move |line: &serde_json::Value| line["postmaster"]["pid"] == pid
+    };
     assert_eq!(
-        tracer.line("postmaster", is(after.pid()))["event"],
+        tracer.line("postmaster", is(&after.pid()))["event"],
         "appeared"
     );
     after.fork();
     let pid = after.pid();
     after.quit();
-    assert_eq!(tracer.line("postmaster", is(pid.clone()))["event"], "gone");
+    assert_eq!(tracer.line("postmaster", is(&pid))["event"], "gone");
     let finished = tracer.stop();
     finished.end("signal");
     let totals = finished.of("totals");
-    let ours = totals.iter().find(|line| is(pid.clone())(line)).unwrap();
+    let ours = totals.iter().find(|line| is(&pid)(line)).unwrap();
     assert_eq!(ours["forks"], 1);
 }
 
@@ -381,7 +383,10 @@ fn a_name_that_nobody_has_is_waited_for() {
     let finished = Tracer::start(&["--comm", "pgfork-no-such", "--for", "1s"]).finish();
     assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
     finished.end("duration");
-    assert_eq!(finished.of("start")[0]["postmasters"], serde_json::json!([]));
+    assert_eq!(
+        finished.of("start")[0]["postmasters"],
+        serde_json::json!([])
+    );
     assert!(finished.of("totals").is_empty());
 }
 

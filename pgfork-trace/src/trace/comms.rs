@@ -27,6 +27,9 @@ const LEFT_FREE: usize = 16;
 /// Longest name that the kernel keeps (`TASK_COMM_LEN` less the NUL, include/linux/sched.h,
 /// 5.10 to 7.2).
 pub(crate) const COMM_LENGTH: usize = 15;
+/// So often a process is tried, a tick apart: right after it has executed a program its C library
+/// is not mapped yet.
+const MOST_TRIES: u32 = 8;
 /// Processes named that could not be watched; further ones are only counted.
 const MOST_SAID: usize = 5;
 
@@ -35,10 +38,17 @@ const MOST_SAID: usize = 5;
 pub(super) struct Comms {
     names: Vec<Vec<u8>>,
     looked: Option<Instant>,
-    /// Could not be watched: not tried again while they live.
-    refused: BTreeMap<Pid, u64>,
+    /// Could not be watched so far.
+    refused: BTreeMap<Pid, Tried>,
     said: usize,
     full: bool,
+}
+
+/// A process that could not be watched, by its start, and how often it was tried.
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    start_ticks: u64,
+    times: u32,
 }
 
 impl Comms {
@@ -93,7 +103,10 @@ impl Comms {
         if stat.kernel_thread
             || stat.state == 'Z'
             || !self.is_named(&stat.comm)
-            || self.refused.get(&pid) == Some(&stat.start_ticks)
+            || self
+                .refused
+                .get(&pid)
+                .is_some_and(|it| it.start_ticks == stat.start_ticks && it.times >= MOST_TRIES)
         {
             return None;
         }
@@ -112,15 +125,39 @@ impl Comms {
         (room, first)
     }
 
+    /// Those that are to be tried again soon.
+    fn retried(&self) -> Vec<Pid> {
+        let open = self.refused.iter().filter(|(_, it)| it.times < MOST_TRIES);
+        open.map(|(pid, _)| *pid).collect()
+    }
+
     /// It could not be watched; whether to say so.
-    pub(super) fn could_not_be(&mut self, target: &Target) -> bool {
+    fn could_not_be(&mut self, target: &Target) -> bool {
         let (pid, start_ticks) = match target {
             Target::Postmaster(postmaster) => (postmaster.pid, postmaster.start_ticks),
             Target::Process(process) => (process.id.pid, process.id.start_ticks),
         };
-        self.refused.insert(pid, start_ticks);
+        let tried = self.refused.entry(pid).or_insert(Tried {
+            start_ticks,
+            times: 0,
+        });
+        if tried.start_ticks != start_ticks {
+            *tried = Tried {
+                start_ticks,
+                times: 0,
+            };
+        }
+        tried.times += 1;
+        if tried.times < MOST_TRIES {
+            return false;
+        }
         self.said += 1;
         self.said <= MOST_SAID
+    }
+
+    /// It is watched.
+    fn is_watched(&mut self, pid: Pid) {
+        self.refused.remove(&pid);
     }
 
     /// How many could not be watched, where not each was said.
@@ -136,11 +173,14 @@ impl Comms {
 impl Trace<'_> {
     /// Watches processes of the names asked for that run by now; what there is to say of it.
     pub(super) fn look_for_named(&mut self) -> Vec<Line> {
-        if !self.comms.is_due(Instant::now()) {
-            return Vec::new();
-        }
         let watchlist = &self.watchlist;
-        let found = self.comms.look(&self.root, |pid| watchlist.is_alive(pid));
+        let found = if self.comms.is_due(Instant::now()) {
+            self.comms.look(&self.root, |pid| watchlist.is_alive(pid))
+        } else {
+            let again = self.comms.retried().into_iter();
+            let found = again.filter_map(|pid| self.comms.target(&self.root, pid));
+            found.collect()
+        };
         found
             .iter()
             .filter_map(|target| self.watch_named(target))
@@ -175,6 +215,7 @@ impl Trace<'_> {
             let said = self.comms.could_not_be(target);
             return said.then(|| Notice::line("not_watched", error.to_string()));
         }
+        self.comms.is_watched(pid);
         self.watchlist.add(target);
         let postmaster = self.watchlist.get_mut(pid)?.shown.clone();
         Some(Line::Postmaster(PostmasterChange {
@@ -245,7 +286,20 @@ mod tests {
         fake.process(&named(10, b"a"));
         let mut comms = Comms::new(&["a".to_owned()]);
         let found = comms.look(fake.root(), |_| false);
-        assert!(comms.could_not_be(&found[0]));
+        let give_up = |comms: &mut Comms| {
+            for _ in 1..MOST_TRIES {
+                assert!(!comms.could_not_be(&found[0]));
+            }
+            comms.could_not_be(&found[0])
+        };
+        // Its C library may be mapped a moment later.
+        assert!(!comms.could_not_be(&found[0]));
+        assert_eq!(comms.retried(), [10]);
+        assert_eq!(comms.look(fake.root(), |_| false).len(), 1);
+        comms.is_watched(10);
+        assert!(comms.retried().is_empty());
+        assert!(give_up(&mut comms));
+        assert!(comms.retried().is_empty());
         assert!(comms.look(fake.root(), |_| false).is_empty());
         fake.process(&FakeProcess {
             start_ticks: 77_777,
@@ -254,9 +308,11 @@ mod tests {
         assert_eq!(comms.look(fake.root(), |_| false).len(), 1);
         assert_eq!(comms.unsaid(), None);
         for _ in 1..MOST_SAID {
-            assert!(comms.could_not_be(&found[0]));
+            comms.is_watched(10);
+            assert!(give_up(&mut comms));
         }
-        assert!(!comms.could_not_be(&found[0]));
+        comms.is_watched(10);
+        assert!(!give_up(&mut comms));
         assert!(
             matches!(comms.unsaid(), Some(Line::Notice(it)) if it.message.starts_with("1 more"))
         );
