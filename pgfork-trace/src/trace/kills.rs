@@ -12,7 +12,10 @@ use pgfork_trace_common::{OomKill, Sigkill};
 use crate::{
     host::{Pid, oom_log::OomLine},
     output::line::{KilledBy, Postmaster, Process, Sender},
-    verdict::oom::{OomReport, merged},
+    verdict::{
+        CgroupFact,
+        oom::{OomReport, merged},
+    },
 };
 
 /// A kill waits this long for the kernel log, and for the other record of it: two ticks.
@@ -28,8 +31,40 @@ pub(super) struct OomVictim {
     pub(super) kill: OomKill,
     pub(super) victim: Process,
     pub(super) postmaster: Option<Postmaster>,
+    /// Memory cgroups above the victim, read while it was there.
+    pub(super) cgroups: Cgroups,
     pub(super) report: OomReport,
     since: Instant,
+}
+
+/// What is read about a victim at once: it will be gone.
+#[derive(Debug, Default)]
+pub(super) struct Identified {
+    pub(super) victim: Process,
+    pub(super) postmaster: Option<Postmaster>,
+    pub(super) cgroups: Cgroups,
+}
+
+/// Memory cgroups from that of a process upwards.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cgroups {
+    pub(super) levels: Vec<CgroupFact>,
+    pub(super) v1: bool,
+}
+
+impl Cgroups {
+    /// The cgroup that was short of memory, and its place above the victim's own.
+    pub(super) fn short(&self, kill: &OomKill, report: &OomReport) -> Option<(usize, CgroupFact)> {
+        let logged = report
+            .chosen
+            .as_ref()
+            .and_then(|it| it.oom_memcg.as_deref());
+        let at = self.levels.iter().position(|level| match kill.memcg_id {
+            0 => logged == Some(level.path.as_str()),
+            id => level.id == id,
+        })?;
+        Some((at, self.levels[at].clone()))
+    }
 }
 
 /// SIGKILL from the kernel, which an OOM kill may explain.
@@ -67,7 +102,7 @@ impl Kills {
         &mut self,
         kill: &OomKill,
         now: Instant,
-        identify: impl FnOnce() -> (Process, Option<Postmaster>),
+        identify: impl FnOnce() -> Identified,
     ) -> bool {
         let pid = kill.victim;
         self.kernel.retain(|target| target.process.pid != pid);
@@ -78,7 +113,11 @@ impl Kills {
         if matches!(self.killed_by(pid, now), Some(KilledBy::OomKiller)) {
             return false;
         }
-        let (victim, postmaster) = identify();
+        let Identified {
+            victim,
+            postmaster,
+            cgroups,
+        } = identify();
         self.remember(pid, now, KilledBy::OomKiller);
         self.oom_kills += 1;
         let at = self.reports.iter().position(|(of, ..)| *of == pid);
@@ -87,6 +126,7 @@ impl Kills {
             kill: *kill,
             victim,
             postmaster,
+            cgroups,
             report: report.map(|(.., report)| report).unwrap_or_default(),
             since: now,
         });
@@ -230,13 +270,15 @@ mod tests {
     use super::*;
     use crate::host::oom_log::{Chosen, Killed, Usage};
 
-    fn named(pid: Pid) -> (Process, Option<Postmaster>) {
-        let process = Process {
-            pid,
-            tid: pid,
-            ..Process::default()
-        };
-        (process, None)
+    fn named(pid: Pid) -> Identified {
+        Identified {
+            victim: Process {
+                pid,
+                tid: pid,
+                ..Process::default()
+            },
+            ..Identified::default()
+        }
     }
 
     fn victim(pid: Pid, valid: u32) -> OomKill {
@@ -262,7 +304,7 @@ mod tests {
             sender: 5,
             ..Sigkill::default()
         };
-        let (process, _) = named(target);
+        let process = named(target).victim;
         kills
             .signal(&record, sender(5), now, process, Postmaster::default())
             .map(|(_, killed_by)| killed_by)
@@ -349,6 +391,39 @@ mod tests {
         assert_eq!(kills.killed_by(8, now), Some(KilledBy::Kernel));
         assert_eq!(signal(&mut kills, 7, 1, now), None);
         assert_eq!(kills.due(now, Ended::Watching).kernel.len(), 1);
+    }
+
+    #[test]
+    fn the_cgroup_by_its_id_or_by_the_log() {
+        let level = |id, path: &str| CgroupFact {
+            id,
+            path: path.to_owned(),
+            ..CgroupFact::default()
+        };
+        let cgroups = Cgroups {
+            levels: vec![level(7, "/a/b"), level(8, "/a"), level(1, "/")],
+            v1: true,
+        };
+        let report = |path: &str| OomReport {
+            chosen: Some(Chosen {
+                oom_memcg: Some(path.to_owned()),
+                ..Chosen::default()
+            }),
+            ..OomReport::default()
+        };
+        let short = |memcg_id, report: &OomReport| {
+            let kill = OomKill {
+                memcg_id,
+                ..victim(9, 0)
+            };
+            cgroups.short(&kill, report).map(|(at, fact)| (at, fact.id))
+        };
+        assert_eq!(short(8, &OomReport::default()), Some((1, 8)));
+        assert_eq!(short(0, &report("/a/b")), Some((0, 7)));
+        // What the kernel side saw wins.
+        assert_eq!(short(8, &report("/a/b")), Some((1, 8)));
+        assert_eq!(short(99, &report("/a/b")), None);
+        assert_eq!(short(0, &OomReport::default()), None);
     }
 
     #[test]

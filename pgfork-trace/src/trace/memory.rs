@@ -5,19 +5,20 @@ use std::time::{Duration, Instant};
 use pgfork_trace_common::{self as records, oom_valid};
 
 use crate::{
+    gather::{cgroup_fact, text},
     host::{
         Pid, Root,
         cgroup::{self, Controller},
-        memory, sysctl,
+        memory, process, sysctl,
     },
     output::{
         Closed,
         line::{
             Errno, Killed, KilledBy, Line, MemoryRefusal, OomKill, Postmaster, Process, Sender,
+            WatchedKind,
         },
     },
     verdict::{
-        CgroupFact,
         memory::{HugePages, Request, RequestFacts, errno, judge},
         oom::{self, OomFacts},
     },
@@ -25,7 +26,7 @@ use crate::{
 
 use super::{
     Stop, Trace, descendants,
-    kills::{Ended, OomVictim, Ready},
+    kills::{Cgroups, Ended, Identified, OomVictim, Ready},
 };
 
 /// Facts are read anew after this time: a storm of refusals must not become a storm of reading.
@@ -90,7 +91,7 @@ impl Trace<'_> {
             return Ok(());
         };
         let shown = watched.shown.clone();
-        let facts = self.facts_for_request(first.watched);
+        let facts = self.facts_for_request(&shown);
         let Some(verdict) = judge(request, &facts, self.capture.coverage()) else {
             return Ok(());
         };
@@ -119,11 +120,12 @@ impl Trace<'_> {
         self.emit(&line)
     }
 
-    fn facts_for_request(&mut self, watched: Pid) -> RequestFacts {
+    fn facts_for_request(&mut self, watched: &Postmaster) -> RequestFacts {
         let now = Instant::now();
         let (max_map_count, huge_pages) = self.request_facts.read(&self.root, now);
         RequestFacts {
-            host: self.gatherer.facts_of(watched, now),
+            host: self.gatherer.facts_of(watched.pid, now),
+            server: is_server(watched),
             max_map_count,
             huge_pages,
         }
@@ -147,8 +149,8 @@ impl Trace<'_> {
         let (root, descendants) = (&self.root, &mut self.descendants);
         let new = self.kills.oom(kill, now, || {
             let comm = descendants::comm(&kill.comm).or_else(|| {
-                let stat = crate::host::process::stat(root, kill.victim).ok()??;
-                Some(crate::gather::text(&stat.comm))
+                let stat = process::stat(root, kill.victim).ok()??;
+                Some(text(&stat.comm))
             });
             let victim = match &shown {
                 Some(shown) => {
@@ -161,7 +163,11 @@ impl Trace<'_> {
                     ..Process::default()
                 },
             };
-            (victim, shown.clone())
+            Identified {
+                cgroups: memory_cgroups(root, kill.victim, shown.as_ref()),
+                victim,
+                postmaster: shown.clone(),
+            }
         });
         if new
             && let Some(watched) = watched
@@ -231,18 +237,14 @@ impl Trace<'_> {
         if watched.is_none() {
             self.gatherer.forget(victim.kill.victim);
         }
-        let (cgroup, cgroup_v1) = self
-            .memory_cgroup(victim.kill.memcg_id, victim.kill.victim, watched)
-            .unzip();
+        let cgroup = victim.cgroups.short(&victim.kill, &victim.report);
         let facts = OomFacts {
             page_size: host.page_size,
             cgroup,
-            cgroup_v1: cgroup_v1.unwrap_or(false),
+            cgroup_v1: victim.cgroups.v1,
             watched: watched.is_some(),
-            postmaster: watched.is_some_and(|it| {
-                it.pid == victim.kill.victim
-                    && it.kind == crate::output::line::WatchedKind::Postmaster
-            }),
+            server: watched.is_some_and(is_server),
+            postmaster: watched.is_some_and(|it| it.pid == victim.kill.victim && is_server(it)),
             unit: watched.and_then(|it| it.unit.clone()),
             overcommit_memory: host.overcommit.map(|it| it.mode),
         };
@@ -253,25 +255,28 @@ impl Trace<'_> {
             trigger_pid: (victim.kill.trigger != 0).then_some(victim.kill.trigger),
         }))
     }
+}
 
-    /// The memory cgroup with this id on the path of the victim, or of its postmaster.
-    fn memory_cgroup(
-        &self,
-        id: u64,
-        victim: Pid,
-        watched: Option<&Postmaster>,
-    ) -> Option<((usize, CgroupFact), bool)> {
-        let pids = [Some(victim), watched.map(|it| it.pid)];
-        pids.into_iter().flatten().find_map(|pid| {
-            let chain = cgroup::chain(&self.root, pid, Controller::Memory).ok()??;
-            let at = chain
-                .levels
-                .iter()
-                .position(|level| id != 0 && level.inode == Some(id))?;
-            let fact = crate::gather::cgroup_fact(&chain.levels[at], Controller::Memory)?;
-            Some(((at, fact), chain.version == cgroup::Version::V1))
-        })
-    }
+fn is_server(watched: &Postmaster) -> bool {
+    watched.kind == WatchedKind::Postmaster
+}
+
+/// Memory cgroups above the victim; where it is gone, those above its postmaster.
+fn memory_cgroups(root: &Root, victim: Pid, watched: Option<&Postmaster>) -> Cgroups {
+    let pids = [Some(victim), watched.map(|it| it.pid)];
+    let chain = pids
+        .into_iter()
+        .flatten()
+        .filter_map(|pid| cgroup::chain(root, pid, Controller::Memory).ok()?)
+        .find(|chain| !chain.levels.is_empty());
+    chain.map_or_else(Cgroups::default, |chain| Cgroups {
+        v1: chain.version == cgroup::Version::V1,
+        levels: chain
+            .levels
+            .iter()
+            .filter_map(|level| cgroup_fact(level, Controller::Memory))
+            .collect(),
+    })
 }
 
 fn killed(postmaster: Postmaster, target: Process, killed_by: KilledBy) -> Line {

@@ -34,6 +34,8 @@ pub struct OomFacts {
     pub cgroup_v1: bool,
     /// The victim was watched, or descends from what is watched.
     pub watched: bool,
+    /// What is watched is a PostgreSQL server.
+    pub server: bool,
     /// The unit of the watched process.
     pub unit: Option<String>,
     /// The victim was a watched postmaster.
@@ -253,12 +255,12 @@ fn scope(kill: &OomKill, cause: Cause, evidence: &OomEvidence, facts: &OomFacts)
 
 fn remedies(cause: Cause, evidence: &OomEvidence, facts: &OomFacts) -> Vec<Remedy> {
     let mut remedies = match cause {
+        // The limit of somebody else's cgroup is somebody else's business.
         Cause::MemcgOomKill if facts.watched => raise(evidence, facts),
         Cause::GlobalOomKill => global(facts),
         _ => return Vec::new(),
     };
-    // The limit of somebody else's cgroup is somebody else's business.
-    if !facts.watched {
+    if !facts.server {
         return remedies;
     }
     remedies.push(Remedy {
@@ -383,6 +385,7 @@ mod tests {
             )),
             unit: Some("pg.service".to_owned()),
             watched: true,
+            server: true,
             ..OomFacts::default()
         }
     }
@@ -498,6 +501,30 @@ mod tests {
         );
         assert!(nothing.remedy.is_empty());
         assert_eq!(nothing.evidence, OomEvidence::default());
+    }
+
+    #[test]
+    fn what_is_no_server_gets_no_advice_about_one() {
+        let record = OomKill {
+            memcg_id: 77,
+            memcg_max: 65_536,
+            ..kill(oom_valid::SCOPE)
+        };
+        let pooler = OomFacts {
+            server: false,
+            ..facts()
+        };
+        let verdict = judge(&record, &OomReport::default(), &pooler);
+        assert_eq!(verdict.remedy.len(), 1);
+        let other = OomFacts {
+            watched: false,
+            ..pooler
+        };
+        assert!(
+            judge(&record, &OomReport::default(), &other)
+                .remedy
+                .is_empty()
+        );
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct RequestFacts {
     pub max_map_count: Option<u64>,
     /// The pool of huge pages of the default size.
     pub huge_pages: Option<HugePages>,
+    /// What is watched is a PostgreSQL server.
+    pub server: bool,
 }
 
 /// How a process asks for memory.

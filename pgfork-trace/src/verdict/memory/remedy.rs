@@ -53,7 +53,7 @@ pub(super) fn remedies(
         Cause::CommitLimit => commit_limit(evidence, facts, ask_for_less()),
         Cause::ShmCommitRefused => shared(evidence, facts),
         Cause::OvercommitHeuristic => heuristic(evidence, facts),
-        Cause::HugetlbExhausted => huge_pages(evidence),
+        Cause::HugetlbExhausted => huge_pages(evidence, facts),
         _ => Vec::new(),
     }
 }
@@ -153,11 +153,12 @@ fn stack_limit(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
     let used = evidence.stack_vm_bytes.unwrap_or(limit);
     // PostgreSQL wants 512 kB between the two (STACK_DEPTH_SLOP, src/include/tcop/tcopprot.h).
     let depth = limit.saturating_sub(MIB).max(MIB / 10) / 1024;
-    let mut remedies = vec![Remedy {
+    let mut remedies = Vec::new();
+    remedies.extend(facts.server.then(|| Remedy {
         command: format!("max_stack_depth = {depth}kB in postgresql.conf, or less"),
         effect: "PostgreSQL then ends a query that nests too deep with an error, before the kernel kills the backend".to_owned(),
         immediate: false,
-    }];
+    }));
     remedies.extend(raise(&STACK, used, limit.saturating_mul(2), facts));
     remedies
 }
@@ -196,7 +197,7 @@ fn commit_limit(evidence: &MemoryEvidence, facts: &RequestFacts, less: Remedy) -
         .as_ref()
         .and_then(|it| remedy::commit_limit_for(&REQUESTS, it, &facts.host))
         .unwrap_or_default();
-    remedies.push(less);
+    remedies.extend(facts.server.then_some(less));
     remedies
 }
 
@@ -212,7 +213,7 @@ fn shared(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
         .and_then(|it| it.overcommit_memory);
     if mode == Some(0) {
         let mut remedies = heuristic(evidence, facts);
-        remedies.push(less);
+        remedies.extend(facts.server.then_some(less));
         return remedies;
     }
     commit_limit(evidence, facts, less)
@@ -224,7 +225,11 @@ fn heuristic(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
     };
     let mut remedies = vec![Remedy {
         command: format!("ask for less than {} at once", units::bytes(asked)),
-        effect: "one request larger than all RAM and swap is refused: look at work_mem, maintenance_work_mem, shared_buffers and the query".to_owned(),
+        effect: if facts.server {
+            "one request larger than all RAM and swap is refused: look at work_mem, maintenance_work_mem, shared_buffers and the query".to_owned()
+        } else {
+            "one request larger than all RAM and swap is refused".to_owned()
+        },
         immediate: true,
     }];
     if let Some(memory) = facts.host.memory {
@@ -242,7 +247,7 @@ fn heuristic(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
     remedies
 }
 
-fn huge_pages(evidence: &MemoryEvidence) -> Vec<Remedy> {
+fn huge_pages(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
     let mut remedies = Vec::new();
     if let Some((pool, asked)) = evidence
         .huge_pages
@@ -262,10 +267,10 @@ fn huge_pages(evidence: &MemoryEvidence) -> Vec<Remedy> {
             immediate: true,
         });
     }
-    remedies.push(Remedy {
+    remedies.extend(facts.server.then(|| Remedy {
         command: "huge_pages = try in postgresql.conf".to_owned(),
         effect: "PostgreSQL then takes ordinary pages where huge ones are short".to_owned(),
         immediate: false,
-    });
+    }));
     remedies
 }

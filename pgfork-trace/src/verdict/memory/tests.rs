@@ -118,6 +118,7 @@ fn facts() -> RequestFacts {
             free_pages: 60,
             reserved_pages: 20,
         }),
+        server: true,
     }
 }
 
@@ -709,6 +710,55 @@ fn wrong_arguments_are_no_refusal_and_permission_is_no_limit() {
             assert_eq!(found(&verdict), (Cause::Unknown, Certainty::Unknown));
             assert!(verdict.because.contains("security module"));
         }
+    }
+}
+
+/// Advice about PostgreSQL's settings is for PostgreSQL.
+#[test]
+fn what_is_no_server_gets_no_advice_about_one() {
+    let other = RequestFacts {
+        server: false,
+        ..facts()
+    };
+    let full = MemoryRefusal {
+        stack_vm_pages: 8 * MIB / PAGE,
+        ..failed(Check::ExpandDownwards, ENOMEM)
+    };
+    let shared = MemoryRefusal {
+        flags: MAP_SHARED | ANONYMOUS,
+        ..mmap(9 * GIB)
+    };
+    let huge = MemoryRefusal {
+        flags: MAP_SHARED | ANONYMOUS | MAP_HUGETLB,
+        ..mmap(GIB)
+    };
+    let settings = [
+        "work_mem",
+        "shared_buffers",
+        "max_stack_depth",
+        "huge_pages =",
+    ];
+    for call in [
+        call(&[overcommit(GIB, 2)], Some(mmap(GIB))),
+        call(&[overcommit(9 * GIB, 0)], Some(shared)),
+        call(&[overcommit(9 * GIB, 2)], Some(shared)),
+        call(&[overcommit(9 * GIB, 0)], Some(mmap(9 * GIB))),
+        call(&[], Some(full)),
+        call(&[], Some(huge)),
+    ] {
+        let of = |facts: &RequestFacts| {
+            judge(&request(std::slice::from_ref(&call)), facts, &coverage(&[])).unwrap()
+        };
+        let speaks = |verdict: &MemoryVerdict| {
+            verdict.remedy.iter().any(|it| {
+                settings
+                    .iter()
+                    .any(|name| it.command.contains(name) || it.effect.contains(name))
+            })
+        };
+        assert!(speaks(&of(&facts())), "{call:?}");
+        assert!(!of(&other).remedy.is_empty(), "{call:?}");
+        assert!(!speaks(&of(&other)), "{call:?}");
     }
 }
 
