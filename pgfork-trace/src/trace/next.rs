@@ -51,3 +51,70 @@ impl NextLimits {
         self.rows.remove(&pid);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        host::fake::{FakeProcess, FakeRoot},
+        verdict::{Cause, Evidence, headroom::Limit},
+    };
+
+    fn verdict(cause: Cause, certainty: Certainty) -> Verdict {
+        Verdict {
+            cause,
+            certainty,
+            because: String::new(),
+            scope: None,
+            check: None,
+            trail: Vec::new(),
+            stage: None,
+            evidence: Evidence::default(),
+            remedy: Vec::new(),
+            also_possible: Vec::new(),
+            ruled_out: Vec::new(),
+            not_seen: Vec::new(),
+        }
+    }
+
+    /// A postmaster on a host with this many tasks of a hundred.
+    fn host(tasks: u32) -> FakeRoot {
+        let fake = FakeRoot::new();
+        fake.data_dir("pg", "/pg", 700, 5432);
+        fake.process(&FakeProcess::postgres(700, "pg"));
+        fake.write("proc/sys/kernel/threads-max", "100\n");
+        set_tasks(&fake, tasks);
+        fake
+    }
+
+    fn set_tasks(fake: &FakeRoot, tasks: u32) {
+        fake.write("proc/loadavg", format!("0 0 0 1/{tasks} 900\n"));
+    }
+
+    #[test]
+    fn read_once_in_a_while_and_only_behind_a_proven_cause() {
+        let fake = host(60);
+        let mut next = NextLimits::default();
+        let now = Instant::now();
+        let mut left = |certainty, after: Duration| {
+            let verdict = verdict(Cause::CommitLimit, certainty);
+            let found = next.after(fake.root(), 700, &verdict, now + after)?;
+            assert_eq!(found.limit, Limit::ThreadsMax);
+            found.room
+        };
+        assert_eq!(left(Certainty::Unknown, Duration::ZERO), None);
+        assert_eq!(left(Certainty::Observed, Duration::ZERO), Some(40));
+        set_tasks(&fake, 90);
+        let almost = FRESH - Duration::from_millis(1);
+        assert_eq!(left(Certainty::Deduced, almost), Some(40));
+        assert_eq!(left(Certainty::Deduced, FRESH), Some(10));
+    }
+
+    #[test]
+    fn a_postmaster_that_is_gone_has_no_next_limit() {
+        let fake = host(60);
+        let mut next = NextLimits::default();
+        let verdict = verdict(Cause::CommitLimit, Certainty::Observed);
+        assert_eq!(next.after(fake.root(), 701, &verdict, Instant::now()), None);
+    }
+}
