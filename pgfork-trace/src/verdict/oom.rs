@@ -152,7 +152,7 @@ fn decide(kill: &OomKill, report: &OomReport) -> (Cause, Certainty, String) {
         .or_else(|| report.killed.as_ref().map(|killed| killed.memcg));
     let (of_cgroup, seen) = match (kill.valid & oom_valid::SCOPE != 0, logged) {
         (true, _) => (of_cgroup, "oom_kill_process was seen choosing the victim"),
-        (false, Some(logged)) => (logged, "the kernel log names the victim"),
+        (false, Some(logged)) => (logged, "the kernel log names the victim, chosen"),
         (false, None) => {
             return (
                 Cause::Unknown,
@@ -235,10 +235,10 @@ fn scope(kill: &OomKill, cause: Cause, evidence: &OomEvidence, facts: &OomFacts)
             cgroup_id: fact.id,
             ancestor: *ancestor,
             unit: fact.unit.as_ref().map(|unit| unit.name.clone()),
-            property: fact
-                .unit
-                .as_ref()
-                .map_or_else(|| "memory.max".to_owned(), |unit| unit.property.clone()),
+            property: fact.unit.as_ref().map_or_else(
+                || limit_name(facts).to_owned(),
+                |unit| unit.property.clone(),
+            ),
             container: fact.container.clone(),
         }),
         (Cause::MemcgOomKill, None) if kill.memcg_id != 0 => Some(Scope::Cgroup {
@@ -314,13 +314,16 @@ fn raise(evidence: &OomEvidence, facts: &OomFacts) -> Vec<Remedy> {
     vec![remedy]
 }
 
-fn limit_file(directory: &str, facts: &OomFacts) -> String {
-    let name = if facts.cgroup_v1 {
+const fn limit_name(facts: &OomFacts) -> &'static str {
+    if facts.cgroup_v1 {
         "memory.limit_in_bytes"
     } else {
         "memory.max"
-    };
-    quoted(&format!("{directory}/{name}"))
+    }
+}
+
+fn limit_file(directory: &str, facts: &OomFacts) -> String {
+    quoted(&format!("{directory}/{}", limit_name(facts)))
 }
 
 /// What the manual says for hosts of PostgreSQL ("Linux Memory Overcommit").
@@ -524,6 +527,32 @@ mod tests {
             judge(&record, &OomReport::default(), &other)
                 .remedy
                 .is_empty()
+        );
+    }
+
+    /// As seen on a 6.18 with cgroup v1.
+    #[test]
+    fn a_cgroup_of_version_1_without_a_unit() {
+        let mut facts = OomFacts {
+            cgroup_v1: true,
+            ..facts()
+        };
+        if let Some((_, cgroup)) = &mut facts.cgroup {
+            cgroup.unit = None;
+            cgroup.directory = "/sys/fs/cgroup/memory/a".to_owned();
+        }
+        let record = OomKill {
+            memcg_id: 77,
+            memcg_max: 51_200,
+            ..kill(oom_valid::SCOPE)
+        };
+        let verdict = judge(&record, &OomReport::default(), &facts);
+        assert_eq!(
+            verdict.remedy[0].command,
+            "echo 262144000 > /sys/fs/cgroup/memory/a/memory.limit_in_bytes"
+        );
+        assert!(
+            matches!(verdict.scope, Some(Scope::Cgroup { property, .. }) if property == "memory.limit_in_bytes")
         );
     }
 
