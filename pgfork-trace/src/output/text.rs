@@ -57,6 +57,7 @@ pub(super) struct Text {
     options: TextOptions,
     style: Style,
     fold: Fold,
+    kills: kills::Fold,
     /// Held until the end, which is told first.
     totals: Vec<Totals>,
     above: Above,
@@ -71,6 +72,7 @@ impl Text {
             },
             options,
             fold: Fold::new(PACE),
+            kills: kills::Fold::default(),
             totals: Vec::new(),
             above: Above::Nothing,
             date: None,
@@ -106,7 +108,11 @@ impl Text {
                 self.block(time, |clock, style| kills::oom(clock, kill, style))
             }
             Line::Killed(killed) if quiet < 2 && self.options.details => {
-                self.event(time, &kills::killed(killed))
+                if self.kills.see(time, killed) {
+                    self.event(time, &kills::killed(killed))
+                } else {
+                    String::new()
+                }
             }
             Line::Repeat(repeat) if quiet < 2 && self.options.details => {
                 self.repeats(time, std::slice::from_ref(repeat))
@@ -132,7 +138,12 @@ impl Text {
     /// Counts that are due.
     pub(super) fn tick(&mut self, now: Timestamp) -> String {
         let due = self.fold.due(now);
-        self.repeats(now, &due)
+        self.repeats(now, &due) + &self.kills_due(now, false)
+    }
+
+    fn kills_due(&mut self, now: Timestamp, all: bool) -> String {
+        let due = self.kills.due(now, all);
+        due.iter().map(|text| self.event(now, text)).collect()
     }
 
     /// What is left: counts, and totals that no end followed.
@@ -147,7 +158,7 @@ impl Text {
 
     fn tick_all(&mut self, now: Timestamp) -> String {
         let rest = self.fold.drain(now);
-        self.repeats(now, &rest)
+        self.repeats(now, &rest) + &self.kills_due(now, true)
     }
 
     fn repeats(&mut self, time: Timestamp, repeats: &[Repeat]) -> String {

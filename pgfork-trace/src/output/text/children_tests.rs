@@ -31,6 +31,40 @@ fn oom_kills() {
 }
 
 #[test]
+fn a_storm_of_kills_is_counted() {
+    let mut text = text(false);
+    let killed = |pid| {
+        let target = Process {
+            pid,
+            ..children::backend()
+        };
+        children::killed(target, children::by_bash())
+    };
+    let mut out = String::new();
+    for pid in 1..=500 {
+        out += &text.line(time("12:00:00"), &killed(pid));
+    }
+    // The postmaster itself is told in any case.
+    out += &text.line(time("12:00:00"), &killed(1843));
+    out += &text.tick(time("12:00:00.9"));
+    assert_eq!(out.lines().count(), 4, "{out}");
+    assert_eq!(
+        text.tick(time("12:00:01")),
+        "12:00:01      SIGKILL by process 77 (bash), uid 0 for 497 more processes of postmaster 1843 (port 5432)\n"
+    );
+    assert_eq!(text.tick(time("12:00:09")), "");
+    // Later ones are told again, and the end keeps nothing back.
+    for pid in 1..=4 {
+        let shown = text.line(time("12:00:10"), &killed(pid));
+        assert_eq!(shown.is_empty(), pid == 4);
+    }
+    assert!(
+        text.finish(time("12:00:10"))
+            .contains(" for 1 more process of")
+    );
+}
+
+#[test]
 fn a_run_with_children() {
     let mut text = text(false);
     let memory = Line::MemoryRefusal(Box::new(children::rlimit_as()));

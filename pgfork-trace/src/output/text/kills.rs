@@ -1,10 +1,12 @@
 //! Processes ended by force.
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::{
     super::{
         escape::{name, sentence},
-        line::{Killed, KilledBy, OomKill, Process, Role},
-        units::bytes,
+        line::{Killed, KilledBy, OomKill, Postmaster, Process, Role},
+        units::{bytes, count},
     },
     actor::actor,
     block::{self, Block},
@@ -12,6 +14,79 @@ use super::{
     who,
 };
 use crate::verdict::{Cause, oom::OomEvidence};
+
+/// Kills by one sender that are shown one by one; an immediate shutdown sends as many as there are backends.
+const SHOWN: u64 = 3;
+/// Further ones are counted at most once in this time.
+const PAUSE: SignedDuration = SignedDuration::from_secs(1);
+
+#[derive(Debug)]
+struct Entry {
+    postmaster: Postmaster,
+    killed_by: KilledBy,
+    since: Timestamp,
+    shown: u64,
+    more: u64,
+}
+
+/// Kills by one sender below one watched process, put together.
+#[derive(Debug, Default)]
+pub(super) struct Fold(Vec<Entry>);
+
+impl Fold {
+    /// Whether a kill is shown; else it is counted.
+    pub(super) fn see(&mut self, now: Timestamp, killed: &Killed) -> bool {
+        if killed.target.pid == killed.postmaster.pid {
+            return true;
+        }
+        let same = self.0.iter_mut().find(|it| {
+            it.postmaster.pid == killed.postmaster.pid && it.killed_by == killed.killed_by
+        });
+        match same {
+            Some(entry) if entry.shown >= SHOWN => {
+                entry.more += 1;
+                false
+            }
+            Some(entry) => {
+                entry.shown += 1;
+                true
+            }
+            None => {
+                self.0.push(Entry {
+                    postmaster: killed.postmaster.clone(),
+                    killed_by: killed.killed_by.clone(),
+                    since: now,
+                    shown: 1,
+                    more: 0,
+                });
+                true
+            }
+        }
+    }
+
+    /// What is due, or all of it.
+    pub(super) fn due(&mut self, now: Timestamp, all: bool) -> Vec<String> {
+        let over = |entry: &mut Entry| {
+            all || now < entry.since || now.duration_since(entry.since) >= PAUSE
+        };
+        self.0
+            .extract_if(.., over)
+            .filter(|entry| entry.more > 0)
+            .map(|entry| {
+                let what = match entry.more {
+                    1 => "process",
+                    _ => "processes",
+                };
+                format!(
+                    "SIGKILL {} for {} more {what} of {}",
+                    by(&entry.killed_by),
+                    count(entry.more),
+                    who(&entry.postmaster)
+                )
+            })
+            .collect()
+    }
+}
 
 /// The block of a kill by the OOM killer; `clock` is its time.
 pub(super) fn oom(clock: &str, kill: &OomKill, style: Style) -> String {
