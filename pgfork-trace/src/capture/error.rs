@@ -4,11 +4,16 @@ use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
-use crate::kernel::{btf::BtfError, layout::LayoutError};
+use crate::{
+    host::capability,
+    kernel::{btf::BtfError, layout::LayoutError},
+};
 
 /// Always true where no hook is: what the user can still do.
-const BITS: &[(u32, &str)] = &[(39, "CAP_BPF"), (38, "CAP_PERFMON")];
-const CAP_SYS_ADMIN: u32 = 21;
+const BITS: &[(u32, &str)] = &[
+    (capability::BPF, "CAP_BPF"),
+    (capability::PERFMON, "CAP_PERFMON"),
+];
 
 /// Why the kernel side could not be started, or a process not be watched.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +152,7 @@ pub(super) struct Standing {
 /// (kernel/bpf/syscall.c, 5.8 and later: `CAP_SYS_ADMIN` stands for both).
 pub(super) fn missing_capabilities(standing: &Standing) -> Option<String> {
     let has = |bit: u32| standing.capabilities >> bit & 1 == 1;
-    if has(CAP_SYS_ADMIN) {
+    if has(capability::SYS_ADMIN) {
         return None;
     }
     let missing: Vec<&str> = BITS

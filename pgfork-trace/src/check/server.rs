@@ -3,7 +3,7 @@
 use crate::{
     gather::{self, text},
     host::{
-        Ceiling, Root,
+        Ceiling, Root, capability,
         census::Seen,
         cgroup::{self, Chain, Controller, Level, Reach},
         process::{self, Accounted, INITIAL_USER_NS, Namespaces, Status},
@@ -24,8 +24,6 @@ const SAMPLED: usize = 5;
 const WALKED_BYTES: u64 = 8 << 30;
 /// Kernel stack of a task, in bytes (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h).
 const STACK: u64 = 16 << 10;
-const CAP_SYS_ADMIN: u64 = 1 << 21;
-const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 /// A child of the postmaster.
 #[derive(Debug)]
@@ -87,12 +85,12 @@ impl<'h> Server<'h> {
         self.memory = noted(cgroup::chain(root, pid, Controller::Memory), notes).flatten();
         reach_notes(self.pids.as_ref(), notes);
         reach_notes(self.memory.as_ref(), notes);
-        let capable = |bit: u64| {
+        let capable = |number: u32| {
             namespaces.user.is_none_or(|user| user == INITIAL_USER_NS)
                 && status
                     .as_ref()
                     .and_then(|it| it.cap_effective)
-                    .is_some_and(|caps| caps & bit != 0)
+                    .is_some_and(|caps| caps & capability::mask(number) != 0)
         };
         let pids = self.pids_levels(host);
         let cgroups = self
@@ -121,8 +119,8 @@ impl<'h> Server<'h> {
                 .as_ref()
                 .and_then(|status| status.vm_size_bytes)
                 .map(|bytes| bytes / host.page_size),
-            cap_sys_admin: capable(CAP_SYS_ADMIN),
-            cap_sys_resource: capable(CAP_SYS_RESOURCE),
+            cap_sys_admin: capable(capability::SYS_ADMIN),
+            cap_sys_resource: capable(capability::SYS_RESOURCE),
             largest_charge: accounted.map(|it| it.largest_bytes),
             cost,
             pids,

@@ -13,6 +13,7 @@
 //! same files, but into `String`s: one process with a non-UTF-8 name, or one such mount point,
 //! makes the file unreadable; short lines and absurd numbers panic in some of its parsers.)
 
+pub mod capability;
 pub mod census;
 pub mod cgroup;
 pub mod config;
@@ -109,7 +110,6 @@ pub fn uptime(root: &Root) -> Result<Option<Duration>, ReadError> {
 /// lacks `CAP_SYS_PTRACE`, which exempts from it (`has_pid_permissions` in fs/proc/base.c, 5.10 to
 /// 7.2).
 pub fn hidden_proc(root: &Root) -> Option<String> {
-    const CAP_SYS_PTRACE: u32 = 19;
     let hidepid = hidepid_option(root);
     let init_visible = process::status(root, 1).is_ok_and(|status| status.is_some());
     if !init_visible {
@@ -122,7 +122,7 @@ pub fn hidden_proc(root: &Root) -> Option<String> {
     let own = process::status_at(&root.proc().join("self/status")).ok()??;
     let exempt = own
         .cap_effective
-        .is_some_and(|caps| caps & (1 << CAP_SYS_PTRACE) != 0);
+        .is_some_and(|caps| caps & capability::mask(capability::SYS_PTRACE) != 0);
     (!exempt)
         .then(|| format!("/proc is mounted with {option} and this process has no CAP_SYS_PTRACE"))
 }

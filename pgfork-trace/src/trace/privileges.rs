@@ -2,24 +2,19 @@
 
 use std::io;
 
+use crate::host::capability;
+
 /// `_LINUX_CAPABILITY_VERSION_3` (include/uapi/linux/capability.h).
 const VERSION: u32 = 0x2008_0522;
-
-const CAP_DAC_READ_SEARCH: u32 = 2;
-const CAP_SYS_PTRACE: u32 = 19;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_SYSLOG: u32 = 34;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
 
 /// Kept: reading other processes' files in /proc (`CAP_DAC_READ_SEARCH`, `CAP_SYS_PTRACE`), kernel
 /// addresses (`CAP_SYSLOG`), maps, and probes on postmasters that start later (`CAP_BPF`, `CAP_PERFMON`).
 const KEPT: [u32; 5] = [
-    CAP_DAC_READ_SEARCH,
-    CAP_SYS_PTRACE,
-    CAP_SYSLOG,
-    CAP_PERFMON,
-    CAP_BPF,
+    capability::DAC_READ_SEARCH,
+    capability::SYS_PTRACE,
+    capability::SYSLOG,
+    capability::PERFMON,
+    capability::BPF,
 ];
 
 #[repr(C)]
@@ -59,9 +54,12 @@ pub(super) fn drop_capabilities(opens_probes: bool) -> io::Result<()> {
     }
     let has = |bit: u32| data[bit as usize / 32].permitted >> (bit % 32) & 1 == 1;
     // Without CAP_BPF and CAP_PERFMON it is CAP_SYS_ADMIN that stands for them.
-    let stands_in = opens_probes || !(has(CAP_BPF) && has(CAP_PERFMON));
+    let stands_in = opens_probes || !(has(capability::BPF) && has(capability::PERFMON));
     let mut kept = [0u32; 2];
-    for bit in KEPT.into_iter().chain(stands_in.then_some(CAP_SYS_ADMIN)) {
+    for bit in KEPT
+        .into_iter()
+        .chain(stands_in.then_some(capability::SYS_ADMIN))
+    {
         kept[bit as usize / 32] |= 1 << (bit % 32);
     }
     for (data, kept) in data.iter_mut().zip(kept) {

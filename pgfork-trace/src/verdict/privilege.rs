@@ -2,11 +2,13 @@
 
 use pgfork_trace_common::{Attempt, valid};
 
+use crate::host::capability;
+
 /// `PROC_USER_INIT_INO`: inode number of the initial user namespace
 /// (include/linux/proc_ns.h, 5.10 to 7.2).
 const INITIAL_USERNS: u32 = 0xEFFF_FFFD;
-pub(super) const CAP_SYS_ADMIN: u64 = 1 << 21;
-const CAP_SYS_RESOURCE: u64 = 1 << 24;
+pub(super) const CAP_SYS_ADMIN: u64 = capability::mask(capability::SYS_ADMIN);
+const CAP_SYS_RESOURCE: u64 = capability::mask(capability::SYS_RESOURCE);
 
 /// Whether the process has one of these capabilities in the initial user
 /// namespace (kernel/capability.c `capable`): in a namespace of its own it has
