@@ -6,6 +6,7 @@
 mod decide;
 mod evidence;
 pub mod merge;
+mod numbers;
 mod remedy;
 #[cfg(test)]
 mod tests;
