@@ -158,6 +158,7 @@ fn whose_connection_it_was() {
     assert_eq!(finished.end("signal")["refusals"], 3);
     let connections = &finished.of("totals")[0]["connections"];
     assert_eq!(connections["connects"], 4, "{connections:#}");
+    assert_eq!(connections["unattributed"], Value::Null);
     let of = |key: &str, wanted: Value| {
         let clients = connections["clients"].as_array().unwrap();
         let found = clients.iter().find(|client| client[key] == wanted);

@@ -349,6 +349,10 @@ pub struct Connects {
     pub connects_per_second: f64,
     /// Forks without a client: for workers and processes of the server's own.
     pub without_client: u64,
+    /// Forks of which it is not known whether there was one: its open files could not be read,
+    /// or there were more clients than are counted apart.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unattributed: u64,
     /// Clients with most connections first, ten at most.
     pub clients: Vec<ClientCount>,
     /// How many more clients there were.

@@ -16,6 +16,9 @@ use crate::host::{
 /// How long ended processes may take to leave it.
 const EMPTY_WITHIN: Duration = Duration::from_secs(5);
 
+/// Its name, before the pid of the program.
+const PREFIX: &str = "pgfork-trace-selftest-";
+
 /// Removed when dropped.
 #[derive(Debug)]
 pub(super) struct PidsCgroup {
@@ -31,9 +34,10 @@ impl PidsCgroup {
         let chain = cgroup::chain(root, own, Controller::Pids)
             .map_err(|error| error.to_string())?
             .ok_or("this program's own cgroup could not be read")?;
-        let name = format!("pgfork-trace-selftest-{own}");
+        let name = format!("{PREFIX}{own}");
         let mut why = "no pids cgroup controller can be used here".to_owned();
         for (path, directory) in places(&chain) {
+            remove_stale(root, directory);
             let made = Self {
                 directory: directory.join(&name),
                 path: path.join(&name),
@@ -82,6 +86,19 @@ impl Drop for PidsCgroup {
     }
 }
 
+/// What a run that was killed had to leave: nobody is in it, as its children died with it.
+fn remove_stale(root: &Root, directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if let Some(pid) = pid.and_then(|pid| pid.parse().ok())
+            && !root.pid(pid).exists()
+        {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
 /// Where a child cgroup would have the controller without any change: everywhere on v1; on v2
 /// where `cgroup.subtree_control` names it.
 fn places(chain: &Chain) -> Vec<(&Path, &Path)> {
@@ -122,7 +139,14 @@ mod tests {
     #[test]
     fn made_where_the_controller_is_passed_on() {
         let fake = host("cpu pids\n");
+        let stale = fake.path("sys/fs/cgroup/a/pgfork-trace-selftest-4194303");
+        let theirs = fake.path("sys/fs/cgroup/a/pgfork-trace-selftest-77");
+        for directory in [&stale, &theirs] {
+            fs::create_dir(directory).unwrap();
+        }
+        fake.process(&FakeProcess::new(77));
         let made = PidsCgroup::make(fake.root()).unwrap();
+        assert!(!stale.exists() && theirs.exists());
         let name = format!("pgfork-trace-selftest-{}", std::process::id());
         assert_eq!(made.path(), Path::new("/a").join(&name));
         let directory = fake.path("sys/fs/cgroup/a").join(&name);

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Trace, kills::Ended, nanoseconds, totals};
 use crate::output::{
     Line,
-    line::{End, EndReason, Lost, LostWhat},
+    line::{End, EndReason, Lost, LostWhat, WatchedKind},
 };
 
 impl Trace<'_> {
@@ -16,7 +16,6 @@ impl Trace<'_> {
         let mut lost = 0;
         let mut refused = 0;
         let mut lines = Vec::from_iter(self.comms.unsaid());
-        let clients = self.capture.clients();
         for watched in self.watchlist.everyone() {
             let counted = match &watched.counted {
                 Some(counted) => Some(**counted),
@@ -43,7 +42,11 @@ impl Trace<'_> {
                 &watched.memory_by_cause,
             );
             totals.oom_kills = watched.oom_kills;
-            totals.connections = totals::connections(&clients, watched.id.pid, watched.time());
+            if watched.shown.kind == WatchedKind::Postmaster {
+                let clients = self.capture.clients();
+                let (pid, forks) = (watched.id.pid, totals.forks);
+                totals.connections = totals::connections(&clients, pid, forks, watched.time());
+            }
             lines.push(Line::Totals(totals));
         }
         let counted_by_kind: u64 = self.capture.refusals().iter().map(|(_, count)| count).sum();

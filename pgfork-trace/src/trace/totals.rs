@@ -52,11 +52,12 @@ pub(super) fn add(to: &mut Counted, from: &Counted) {
     }
 }
 
-/// Connections to postmaster `tgid` over the time `watched`, out of all counts. `None` when none
-/// of its forks was looked at.
+/// Connections to postmaster `tgid`, which forked `forks` times, over the time `watched`, out of
+/// all counts. `None` when none of its forks was looked at.
 pub(super) fn connections(
     counts: &[(ClientKey, u64)],
     tgid: u32,
+    forks: u64,
     watched: Duration,
 ) -> Option<Connects> {
     // The same address may be counted as IPv4 and as IPv4 in IPv6.
@@ -70,7 +71,7 @@ pub(super) fn connections(
         return None;
     }
     let without_client = by_origin.remove(&Origin::Nobody).unwrap_or(0);
-    let connects = by_origin.values().sum();
+    let connects: u64 = by_origin.values().sum();
     let mut sorted: Vec<(Origin, u64)> = by_origin.into_iter().collect();
     sorted.sort_unstable_by_key(|(origin, count)| (std::cmp::Reverse(*count), *origin));
     let others = sorted.split_off(sorted.len().min(NAMED_CLIENTS));
@@ -93,6 +94,7 @@ pub(super) fn connections(
         connects,
         connects_per_second: per_second(connects, watched),
         without_client,
+        unattributed: forks.saturating_sub(connects + without_client),
         clients,
         other_clients: others.len() as u64,
         other_connects: others.iter().map(|(_, count)| count).sum(),
@@ -205,8 +207,11 @@ mod tests {
         mapped.address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
         counts.push((mapped, 4));
         let time = Duration::from_secs(10);
-        let found = connections(&counts, 1, time).unwrap();
+        let found = connections(&counts, 1, 25, time).unwrap();
         assert_eq!((found.connects, found.without_client), (19, 4));
+        assert_eq!(found.unattributed, 2);
+        // Read a moment later than the number of forks.
+        assert_eq!(connections(&counts, 1, 22, time).unwrap().unattributed, 0);
         assert!((found.connects_per_second - 1.9).abs() < 1e-9);
         assert_eq!(found.clients.len(), 2);
         assert_eq!(
@@ -217,7 +222,7 @@ mod tests {
             (found.clients[1].uid, found.clients[1].connects),
             (Some(26), 9)
         );
-        assert_eq!(connections(&counts, 3, time), None);
+        assert_eq!(connections(&counts, 3, 0, time), None);
     }
 
     #[test]
@@ -225,7 +230,7 @@ mod tests {
         let counts: Vec<_> = (0..200)
             .map(|last| (key(1, libc::AF_INET, last), 1 + u64::from(last)))
             .collect();
-        let found = connections(&counts, 1, Duration::ZERO).unwrap();
+        let found = connections(&counts, 1, 0, Duration::ZERO).unwrap();
         assert_eq!(found.clients.len(), NAMED_CLIENTS);
         assert_eq!(found.clients[0].connects, 200);
         assert_eq!(found.other_clients, 190);

@@ -78,6 +78,7 @@ pub(in crate::output) fn connects() -> Connects {
         connects: 1_190,
         connects_per_second: 8.881,
         without_client: 14,
+        unattributed: 0,
         clients: vec![
             count(Some("10.0.3.17"), None, 1_100),
             count(None, Some(1000), 60),

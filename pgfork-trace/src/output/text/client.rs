@@ -67,6 +67,10 @@ pub(super) fn connections(connects: &Connects) -> Option<String> {
         let forks = counted(connects.without_client, "fork", "forks");
         row += &format!(" {forks} for no client.");
     }
+    if connects.unattributed > 0 {
+        let forks = counted(connects.unattributed, "fork", "forks");
+        row += &format!(" Of {forks} it is not known.");
+    }
     Some(row)
 }
 
