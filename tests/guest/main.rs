@@ -4,11 +4,14 @@
 //!
 //! `pgfork-trace-guest [--methods fexit,kprobe,tracepoint] [SCENARIO...]`; prints
 //! one line for each test, and exits with 1 when one failed. `pgfork-trace-guest headroom
-//! [LIMIT...]` compares what `check` predicts with what then happens.
+//! [LIMIT...]` compares what `check` predicts with what then happens; `pgfork-trace-guest fixtures
+//! [--methods ...] [NAME...]` needs no server: a small process is refused instead.
 #![expect(clippy::print_stdout, reason = "the report of a test program")]
 
+mod attribution;
 mod bench;
 mod demo;
+mod fixtures;
 mod forker;
 mod headroom;
 mod limits;
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(first).map(|()| 0),
         "headroom" => headroom::run(rest),
         "bench" => bench::run(rest),
+        "fixtures" => fixtures::run(rest),
         "--methods" => run(
             &first.split(',').collect::<Vec<_>>(),
             rest.get(1..).unwrap_or_default(),

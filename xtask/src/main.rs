@@ -11,6 +11,7 @@ mod demo;
 mod dist;
 mod ebpf;
 mod emulator;
+mod matrix;
 mod process;
 mod progress;
 mod scenarios;

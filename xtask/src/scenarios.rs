@@ -13,6 +13,7 @@ use anyhow::Result;
 
 use crate::{
     dist,
+    matrix::Matrix,
     process::{check_interrupt, run},
     progress::say,
     vm::{self, Cgroup, CopyIn, Init, Postgres, Series, VmSpec},
@@ -21,6 +22,8 @@ use crate::{
 const METHODS: &str = "fexit,kprobe,tracepoint";
 /// Instead of methods: what `check` predicts against what then happens.
 const HEADROOM: &str = "headroom";
+/// Instead of scenarios with a server: a fixture process for each way to be refused, all methods.
+const FIXTURES: &str = "fixtures";
 /// Guests at a time: each needs a core and 2 GiB.
 const AT_ONCE: usize = 2;
 
@@ -46,16 +49,39 @@ const fn job(kernel: Series, postgres: Postgres, methods: &'static str) -> Job {
     }
 }
 
+/// Fixtures that need cgroup v1, and what it shares with v2.
+const FIXTURES_V1: &[&str] = &[
+    "control",
+    "pids_cgroup_max",
+    "memcg_no_victim",
+    "memcg_oom_kill_disabled",
+    "memcg_kmem_limit_v1",
+];
 const V1: &[&str] = &["control", "pids_leaf", "pids_ancestor", "rlimit_nproc"];
 
 /// The whole matrix: every kernel by every method, every server version, cgroup v1, systemd,
-/// and the predictions of `check`.
+/// fixtures, and the predictions of `check`. The longest first: it ends sooner.
 pub(crate) const MATRIX: &[Job] = &[
     job(Series::V5_10, Postgres::V15, METHODS),
     job(Series::V6_1, Postgres::V15, METHODS),
     job(Series::V6_12, Postgres::V15, METHODS),
     job(Series::V6_18, Postgres::V15, METHODS),
     job(Series::V7_2, Postgres::V15, METHODS),
+    job(Series::V5_10, Postgres::V15, FIXTURES),
+    job(Series::V6_1, Postgres::V15, FIXTURES),
+    job(Series::V6_12, Postgres::V15, FIXTURES),
+    job(Series::V6_18, Postgres::V15, FIXTURES),
+    job(Series::V7_2, Postgres::V15, FIXTURES),
+    Job {
+        cgroup: Cgroup::V1,
+        scenarios: FIXTURES_V1,
+        ..job(Series::V5_10, Postgres::V15, FIXTURES)
+    },
+    Job {
+        cgroup: Cgroup::V1,
+        scenarios: FIXTURES_V1,
+        ..job(Series::V6_1, Postgres::V15, FIXTURES)
+    },
     job(Series::V5_10, Postgres::V13, HEADROOM),
     job(Series::V6_1, Postgres::V15, HEADROOM),
     job(Series::V6_12, Postgres::V17, HEADROOM),
@@ -87,7 +113,10 @@ pub(crate) const MATRIX: &[Job] = &[
 ];
 
 /// One kernel, every method.
-pub(crate) const QUICK: &[Job] = &[job(Series::V6_1, Postgres::V15, METHODS)];
+pub(crate) const QUICK: &[Job] = &[
+    job(Series::V6_1, Postgres::V15, METHODS),
+    job(Series::V6_1, Postgres::V15, FIXTURES),
+];
 
 impl Job {
     fn name(&self) -> String {
@@ -99,10 +128,10 @@ impl Job {
             Init::Plain => "",
             Init::Systemd => " systemd",
         };
-        let what = if self.methods == HEADROOM {
-            " headroom"
-        } else {
-            ""
+        let what = match self.methods {
+            HEADROOM => " headroom",
+            FIXTURES => " fixtures",
+            _ => "",
         };
         format!(
             "kernel {} PostgreSQL {}{cgroup}{init}{what}",
@@ -119,34 +148,45 @@ pub(crate) struct Tally {
     pub(crate) failed: usize,
     /// Passed and all, by guest and scenario.
     table: BTreeMap<(String, String), Vec<(String, bool)>>,
+    /// Causes named, by cause, kernel and method.
+    pub(crate) matrix: Matrix,
 }
 
-/// Builds the program that runs inside the guests.
+/// The programs that run inside the guests.
+pub(crate) struct Programs {
+    /// The product.
+    pub(crate) product: PathBuf,
+    /// Runs the scenarios; static, for any root filesystem.
+    pub(crate) guest: PathBuf,
+    /// Is refused; with a C library, for one method looks at that.
+    pub(crate) fixture: PathBuf,
+}
+
+/// Builds the program that runs the scenarios.
 pub(crate) fn build_guest() -> Result<PathBuf> {
+    let flags = "-C target-feature=+crt-static -C relocation-model=static";
+    build("pgfork-trace-guest", "guest", flags)
+}
+
+/// Builds the fixtures.
+pub(crate) fn build_fixture() -> Result<PathBuf> {
+    build("pgfork-trace-fixture", "fixture", "")
+}
+
+fn build(program: &str, directory: &str, flags: &str) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let directory = dist::workspace().join("target/guest");
+    let directory = dist::workspace().join("target").join(directory);
     run(Command::new("cargo")
         .current_dir(dist::workspace())
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "-p",
-            "pgfork-trace-tests",
-            "--bin",
-            "pgfork-trace-guest",
-        ])
-        .args(["--target", &target, "--target-dir"])
+        .args(["build", "--quiet", "--locked", "-p", "pgfork-trace-tests"])
+        .args(["--bin", program, "--target", &target, "--target-dir"])
         .arg(&directory)
-        .env(
-            "RUSTFLAGS",
-            "-C target-feature=+crt-static -C relocation-model=static",
-        ))?;
-    Ok(directory.join(target).join("debug/pgfork-trace-guest"))
+        .env("RUSTFLAGS", flags))?;
+    Ok(directory.join(target).join("debug").join(program))
 }
 
 /// Runs all jobs, some at a time; what each said is printed whole when it has ended.
-pub(crate) fn run_all(jobs: &[Job], product: &Path, guest: &Path, out: &Path) -> Result<Tally> {
+pub(crate) fn run_all(jobs: &[Job], programs: &Programs, out: &Path) -> Result<Tally> {
     let queue = Mutex::new(jobs.iter());
     let tally = Mutex::new(Tally::default());
     thread::scope(|scope| {
@@ -160,7 +200,7 @@ pub(crate) fn run_all(jobs: &[Job], product: &Path, guest: &Path, out: &Path) ->
                             .next();
                         let Some(job) = next else { return Ok(()) };
                         check_interrupt()?;
-                        let report = one(job, product, guest, out);
+                        let report = one(job, programs, out);
                         tally
                             .lock()
                             .map_err(|_| anyhow::anyhow!("a worker panicked"))?
@@ -181,7 +221,7 @@ pub(crate) fn run_all(jobs: &[Job], product: &Path, guest: &Path, out: &Path) ->
         .map_err(|_| anyhow::anyhow!("a worker panicked"))
 }
 
-fn one(job: &Job, product: &Path, guest: &Path, out: &Path) -> Result<(String, String)> {
+fn one(job: &Job, programs: &Programs, out: &Path) -> Result<(String, String)> {
     let copy = |source: &Path| CopyIn {
         source: source.to_owned(),
         target: None,
@@ -189,13 +229,16 @@ fn one(job: &Job, product: &Path, guest: &Path, out: &Path) -> Result<(String, S
     let mut command = vec!["pgfork-trace-guest"];
     match job.methods {
         HEADROOM => command.push(HEADROOM),
+        FIXTURES => command.extend([FIXTURES, "--methods", METHODS]),
         methods => command.extend(["--methods", methods]),
     }
     command.extend(job.scenarios);
     let spec = VmSpec {
         cgroup: job.cgroup,
         init: job.init,
-        copy: vec![copy(product), copy(guest)],
+        copy: [&programs.product, &programs.guest, &programs.fixture]
+            .map(|program| copy(program))
+            .into(),
         out: Some(out.join(job.name().replace(' ', "-"))),
         timeout: Duration::from_secs(900),
         ..VmSpec::new(job.kernel, job.postgres, command)
@@ -221,6 +264,10 @@ impl Tally {
         println!("--- {name} ({release})");
         let mut tests = 0;
         for line in text.lines() {
+            if let Some(verdict) = line.strip_prefix("verdict ") {
+                self.matrix.take(job.kernel, verdict);
+                continue;
+            }
             println!("{line}");
             let Some((test, result)) = line
                 .strip_prefix("test ")
@@ -254,5 +301,6 @@ impl Tally {
                 .collect();
             println!("{guest:<44} {scenario:<20} {}", results.join(", "));
         }
+        print!("{}", self.matrix.text());
     }
 }

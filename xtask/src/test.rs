@@ -14,7 +14,7 @@ use crate::{
     dist,
     ebpf::{self, Checked},
     progress::say,
-    scenarios::{self, Tally},
+    scenarios::{self, Programs, Tally},
     setup,
 };
 
@@ -54,8 +54,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         }
         Err(error) => tally.fail("eBPF object", &error),
     }
-    let product = dist::build()?;
-    let guest = scenarios::build_guest()?;
+    let programs = Programs {
+        product: dist::build()?,
+        guest: scenarios::build_guest()?,
+        fixture: scenarios::build_fixture()?,
+    };
     let out = dist::workspace().join("target/scenarios");
     if out.exists() {
         fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
@@ -70,7 +73,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         jobs.len(),
         out.display()
     ));
-    let verdicts = scenarios::run_all(jobs, &product, &guest, &out)?;
+    let verdicts = scenarios::run_all(jobs, &programs, &out)?;
     verdicts.print();
     tally.passed += verdicts.passed;
     tally.failed += verdicts.failed;

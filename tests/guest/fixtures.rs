@@ -1,0 +1,250 @@
+//! Every way to be refused that needs no server: a fixture process for each, watched with `--pid`.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    attribution::{self, Outcome},
+    tracer::{Said, Tracer},
+};
+
+mod cases;
+
+use cases::{Case, Certain, Kind};
+
+/// A fixture process that is ready.
+struct Fixture {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+/// What came of the call.
+#[derive(Debug, PartialEq, Eq)]
+enum Came {
+    /// errno, or 0.
+    Errno(i32),
+    /// The process was ended by a signal.
+    Died,
+}
+
+impl Fixture {
+    fn start(name: &str) -> Result<Self> {
+        let mut child = Command::new("pgfork-trace-fixture")
+            .arg(name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("pgfork-trace-fixture")?;
+        let stdin = child.stdin.take().context("no pipe")?;
+        let stdout = BufReader::new(child.stdout.take().context("no pipe")?);
+        Ok(Self {
+            child,
+            stdin,
+            stdout,
+        })
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        writeln!(self.stdin, "prepare")?;
+        let line = self.line()?;
+        ensure!(line == "ready", "the fixture said: {line}");
+        Ok(())
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Lets it make the call.
+    fn go(&mut self) -> Result<Came> {
+        writeln!(self.stdin, "go")?;
+        let line = self.line()?;
+        match line.strip_prefix("errno ") {
+            Some(errno) => Ok(Came::Errno(errno.parse()?)),
+            None if line.is_empty() => Ok(Came::Died),
+            None => bail!("the fixture said: {line}"),
+        }
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // It puts back what it set and ends its group; where it is dead, the group is ended here.
+        let _ = writeln!(self.stdin, "end");
+        let mut rest = String::new();
+        let _ = self.stdout.read_line(&mut rest);
+        if let Ok(group) = i32::try_from(self.child.id()) {
+            // SAFETY: a group that the child made, and that nothing else can have before it is waited for.
+            unsafe { libc::kill(-group, libc::SIGKILL) };
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs all cases that this kernel has, or those named, by each method; returns how many failed.
+pub(crate) fn run(arguments: &[String]) -> Result<usize> {
+    let (methods, names) = match arguments {
+        [word, methods, names @ ..] if word == "--methods" => (methods.as_str(), names),
+        names => ("auto", names),
+    };
+    let chosen: Vec<&Case> = cases::ALL
+        .iter()
+        .filter(|case| names.is_empty() || names.iter().any(|name| name == case.fixture))
+        .filter(|case| (case.here)())
+        .collect();
+    ensure!(!chosen.is_empty(), "no such fixture here: {names:?}");
+    let mut failed = 0;
+    for method in methods.split(',') {
+        failed += all_by(method, &chosen)?;
+    }
+    Ok(failed)
+}
+
+/// One tracer watches all fixtures, which act one after the other.
+fn all_by(method: &str, chosen: &[&Case]) -> Result<usize> {
+    let mut fixtures = Vec::new();
+    for case in chosen {
+        fixtures.push(Fixture::start(case.fixture)?);
+    }
+    let pids: Vec<u32> = fixtures.iter().map(|fixture| fixture.child.id()).collect();
+    let watched: Vec<String> = pids.iter().map(u32::to_string).collect();
+    let mut arguments = vec!["--all-children"];
+    for pid in &watched {
+        arguments.extend(["--pid", pid]);
+    }
+    let tracer = Tracer::start("fixtures", method, &arguments)?;
+    let mut came = Vec::new();
+    for ((case, fixture), pid) in chosen.iter().zip(fixtures).zip(&pids) {
+        came.push(act(case, fixture, *pid, method, &tracer));
+    }
+    let said = tracer.stop()?;
+    let mut failed = 0;
+    for ((case, pid), came) in chosen.iter().zip(pids).zip(came) {
+        let name = format!("fixture_{} {method}", case.fixture);
+        match came.and_then(|()| judge(case, method, pid, &said)) {
+            Ok(()) => println!("test {name} ... ok"),
+            Err(error) => {
+                failed += 1;
+                println!("test {name} ... FAILED: {error:?}");
+            }
+        }
+    }
+    let end = said.only("end")?;
+    let accounted = end["accounted"] == true;
+    failed += usize::from(!accounted);
+    println!(
+        "test fixtures_accounted {method} ... {}",
+        if accounted {
+            "ok".to_owned()
+        } else {
+            format!("FAILED: {end}")
+        }
+    );
+    Ok(failed)
+}
+
+/// Lets one fixture be refused, and ends it when that was told, or is not going to be.
+fn act(case: &Case, mut fixture: Fixture, pid: u32, method: &str, tracer: &Tracer) -> Result<()> {
+    fixture.prepare()?;
+    let mut came = fixture.go()?;
+    let told = |times: usize| said_of(case, pid, &tracer.lines()).len() >= times;
+    if !case.cause.is_empty() && (case.visible)(method) {
+        linger(|| told(1));
+    }
+    if case.armed && method != "tracepoint" {
+        // The first refusal is what has the checks on hot paths attached.
+        linger(|| notices(&tracer.lines()));
+        came = fixture.go()?;
+        linger(|| told(2));
+    }
+    let expected = case.errno.map_or(Came::Died, Came::Errno);
+    ensure!(came == expected, "{came:?} came of it, not {expected:?}");
+    Ok(())
+}
+
+/// Waits a moment. What comes later is not missed: ending, the tracer reads all that there is.
+fn linger(done: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !done() && started.elapsed() < Duration::from_secs(4) {
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn notices(lines: &[Value]) -> bool {
+    lines.iter().any(|line| line["type"] == "notice")
+}
+
+/// The lines about the fixture.
+fn said_of(case: &Case, pid: u32, lines: &[Value]) -> Vec<Value> {
+    let (kind, process) = match case.kind {
+        Kind::Fork => ("refusal", "process"),
+        Kind::Memory => ("memory_refusal", "process"),
+        Kind::OomKill => ("oom_kill", "victim"),
+    };
+    lines
+        .iter()
+        .filter(|line| line["type"] == kind && line[process]["pid"] == pid)
+        .cloned()
+        .collect()
+}
+
+fn judge(case: &Case, method: &str, pid: u32, said: &Said) -> Result<()> {
+    let lines = said_of(case, pid, &said.lines);
+    if case.cause.is_empty() {
+        ensure!(
+            lines.is_empty(),
+            "a refusal where there was none: {lines:?}"
+        );
+        ensure!(said.status == 0, "exit status {}", said.status);
+        return Ok(());
+    }
+    let visible = (case.visible)(method);
+    let outcome = attribution::report(case.cause, method, lines.last(), visible);
+    if outcome == Outcome::NotVisible {
+        return Ok(());
+    }
+    let Some(line) = lines.last() else {
+        bail!("nothing was reported; the text: {}", said.text);
+    };
+    ensure!(
+        outcome == Outcome::Right,
+        "the cause is {}, said is {}: {line}",
+        case.cause,
+        line["cause"]
+    );
+    let certainty = line["certainty"].as_str().unwrap_or_default();
+    let expected: &[&str] = match case.certain {
+        _ if method == "tracepoint" && case.kind == Kind::Fork => &["deduced"],
+        Certain::Observed => &["observed"],
+        Certain::Deduced => &["deduced"],
+        Certain::Either => &["observed", "deduced"],
+    };
+    ensure!(
+        expected.contains(&certainty),
+        "certainty {certainty}, expected {expected:?}: {line}"
+    );
+    if let Some(errno) = case.errno.filter(|_| case.kind == Kind::Fork) {
+        ensure!(
+            line["errno"]["number"] == errno,
+            "errno {}: the process got {errno}",
+            line["errno"]
+        );
+    }
+    (case.numbers)(line)
+}
+
+/// Whether the memory cgroups are of version 1.
+fn memory_is_v1() -> bool {
+    Path::new("/sys/fs/cgroup/memory").is_dir()
+}
