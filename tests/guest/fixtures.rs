@@ -206,7 +206,6 @@ fn judge(case: &Case, method: &str, pid: u32, said: &Said) -> Result<()> {
             lines.is_empty(),
             "a refusal where there was none: {lines:?}"
         );
-        ensure!(said.status == 0, "exit status {}", said.status);
         return Ok(());
     }
     let visible = (case.visible)(method);
@@ -215,7 +214,7 @@ fn judge(case: &Case, method: &str, pid: u32, said: &Said) -> Result<()> {
         return Ok(());
     }
     let Some(line) = lines.last() else {
-        bail!("nothing was reported; the text: {}", said.text);
+        bail!("nothing was reported");
     };
     ensure!(
         outcome == Outcome::Right,

@@ -10,6 +10,8 @@
 
 mod attribution;
 mod bench;
+mod causes;
+mod children;
 mod demo;
 mod fixtures;
 mod forker;

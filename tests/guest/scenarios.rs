@@ -6,13 +6,14 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
+    attribution, causes, children,
     forker::Forker,
     limits::{self, Cgroups, Hog, Restored, meminfo, number, pids_events, set_sysctl, sysctl},
-    server::{RunningClient, Server, wait_for},
+    server::{Server, wait_for},
     tracer::{Said, Tracer},
 };
 
-const EAGAIN: &str = "Resource temporarily unavailable";
+pub(crate) const EAGAIN: &str = "Resource temporarily unavailable";
 pub(crate) const ENOMEM: &str = "Cannot allocate memory";
 const KIB: u64 = 1024;
 
@@ -43,7 +44,19 @@ pub(crate) const ALL: &[Scenario] = &[
     usual("rlimit_nproc", rlimit_nproc),
     usual("commit_limit_ratio", commit_limit_ratio),
     usual("commit_limit_kbytes", commit_limit_kbytes),
-    usual("other_refusal", other_refusal),
+    usual("threads_max", causes::threads_max),
+    usual("pid_space_exhausted", causes::pid_space_exhausted),
+    usual("sched_deadline", causes::sched_deadline),
+    usual("two_causes", causes::two_causes),
+    usual("storm_mixed", causes::storm_mixed),
+    usual("client", causes::client),
+    usual("control_all", children::control_all),
+    usual("backend_rlimit_as", children::rlimit_as),
+    usual("backend_rlimit_data", children::rlimit_data),
+    usual("backend_oom_kill", children::oom_kill),
+    usual("backend_killed", children::killed),
+    usual("copy_program", children::copy_program),
+    usual("selftest", causes::selftest),
     usual("storm", storm),
     usual("signals", signals),
     usual("restart", restart),
@@ -68,9 +81,15 @@ macro_rules! expect_eq {
         );
     }};
 }
+pub(crate) use expect_eq;
 
 /// Lets one connection be refused and returns what the tracer said of it.
-fn refuse_one(server: &Server, scenario: &str, method: &str, strerror: &str) -> Result<Said> {
+pub(crate) fn refuse_one(
+    server: &Server,
+    scenario: &str,
+    method: &str,
+    strerror: &str,
+) -> Result<Said> {
     refuse_by(server, scenario, method, strerror, |server| {
         let error = server
             .connect()
@@ -130,6 +149,8 @@ pub(crate) fn check_common(
     cause: &str,
     certainty: &str,
 ) -> Result<()> {
+    let method = refusal["method"].as_str().unwrap_or("?");
+    attribution::report(cause, method, Some(refusal), true);
     expect_eq!(refusal["errno"]["name"], errno, "errno");
     expect_eq!(refusal["cause"], cause, "cause");
     expect_eq!(refusal["certainty"], certainty, "certainty");
@@ -139,7 +160,7 @@ pub(crate) fn check_common(
 }
 
 /// Applies the remedies that take effect at once, up to the first alternative, as printed.
-fn apply(refusal: &Value, count: usize) -> Result<()> {
+pub(crate) fn apply(refusal: &Value, count: usize) -> Result<()> {
     for remedy in refusal["remedy"]
         .as_array()
         .context("no remedy")?
@@ -433,56 +454,7 @@ fn check_commit_numbers(server: &Server, evidence: &Value, method: &str) -> Resu
     Ok(())
 }
 
-/// A refusal whose cause is not in the catalogue: kernel.threads-max. It is reported as unknown,
-/// with errno, stage and what was ruled out.
-fn other_refusal(server: &mut Server, method: &str) -> Result<()> {
-    let _threads = Restored::remember("kernel/threads-max")?;
-    let mut client = RunningClient::start()?;
-    server.connect()?;
-    let said = refuse_by(server, "other_refusal", method, EAGAIN, |_| {
-        // From here on nobody can fork: a running client asks.
-        set_sysctl("kernel/threads-max", tasks_now()?)?;
-        client.reconnect()?;
-        wait_for("the server refuses", || {
-            (server.refused_in_log(EAGAIN) > 0).then_some(())
-        })
-    })?;
-    let refusal = first(&said)?;
-    check_common(server, refusal, "EAGAIN", "unknown", "unknown")?;
-    expect_eq!(
-        refusal["remedy"].as_array().map(Vec::len),
-        Some(0),
-        "no remedy for what is not proven"
-    );
-    let named = |list: &str, what: &str| {
-        refusal[list]
-            .as_array()
-            .is_some_and(|all| all.iter().any(|it| it["what"] == what))
-    };
-    ensure!(
-        named("ruled_out", "RLIMIT_NPROC"),
-        "RLIMIT_NPROC is ruled out: {refusal}"
-    );
-    ensure!(
-        named("ruled_out", "pids cgroup"),
-        "the pids cgroup is ruled out: {refusal}"
-    );
-    ensure!(
-        named("also_possible", "kernel.threads-max"),
-        "threads-max is named as possible: {refusal}"
-    );
-    if method != "tracepoint" {
-        expect_eq!(refusal["stage"], "copy_creds", "stage");
-    }
-    ensure!(
-        said.text.contains("ruled out"),
-        "the text says so: {}",
-        said.text
-    );
-    Ok(())
-}
-
-fn tasks_now() -> Result<u64> {
+pub(crate) fn tasks_now() -> Result<u64> {
     let loadavg = fs::read_to_string("/proc/loadavg")?;
     let field = loadavg
         .split(' ')

@@ -162,6 +162,11 @@ impl Server {
         self.query("select 1")
     }
 
+    /// Waits until it takes connections again, after it has restarted all its processes.
+    pub(crate) fn wait_until_ready(&self) -> Result<()> {
+        wait_for("the server takes connections", || self.connect().ok())
+    }
+
     /// One new connection for one statement.
     pub(crate) fn query(&self, sql: &str) -> Result<()> {
         let output = psql().args(["-c", sql]).output()?;
@@ -210,7 +215,8 @@ impl RunningClient {
         self.say("\\connect postgres")
     }
 
-    fn say(&mut self, line: &str) -> Result<()> {
+    /// Sends a line to psql.
+    pub(crate) fn say(&mut self, line: &str) -> Result<()> {
         writeln!(self.stdin, "{line}")?;
         Ok(self.stdin.flush()?)
     }

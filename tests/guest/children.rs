@@ -1,0 +1,262 @@
+//! `--all-children`: what backends and their children are refused, and who ends them.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    attribution,
+    limits::{Cgroups, number},
+    scenarios::expect_eq,
+    server::{RunningClient, Server, wait_for},
+    tracer::{Said, Tracer},
+};
+
+const ALL: &[&str] = &["--all-children"];
+const MIB: u64 = 1 << 20;
+
+/// Everything is attached, nothing is refused, and nothing is reported.
+pub(crate) fn control_all(server: &mut Server, method: &str) -> Result<()> {
+    let tracer = Tracer::start("control_all", method, ALL)?;
+    for _ in 0..3 {
+        server.connect()?;
+    }
+    server.query("select count(*) from (select repeat('x', 1000000) from generate_series(1, 20) order by 1) t")?;
+    server.query("copy (select 1) to program 'cat > /dev/null'")?;
+    let said = tracer.stop()?;
+    for kind in [
+        "refusal",
+        "memory_refusal",
+        "oom_kill",
+        "killed",
+        "repeat",
+        "lost",
+    ] {
+        expect_eq!(said.of(kind).len(), 0, kind);
+    }
+    expect_eq!(said.status, 0, "exit status");
+    expect_eq!(said.only("end")?["accounted"], true, "accounted");
+    Ok(())
+}
+
+/// A running backend and its client.
+struct Backend {
+    client: RunningClient,
+    pid: u32,
+}
+
+impl Backend {
+    fn start(server: &Server) -> Result<Self> {
+        let client = RunningClient::start()?;
+        let pid = wait_for("the backend", || {
+            server.processes().into_iter().find(|pid| {
+                fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|title| title.contains("[local] idle"))
+            })
+        })?;
+        Ok(Self { client, pid })
+    }
+
+    /// Sets one of its limits to what it uses now and some more.
+    fn limit(&self, resource: libc::__rlimit_resource_t, field: usize, more: u64) -> Result<()> {
+        let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid))?;
+        let pages: u64 = statm
+            .split_whitespace()
+            .nth(field)
+            .unwrap_or_default()
+            .parse()?;
+        let limit = libc::rlimit {
+            rlim_cur: pages * 4096 + more,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: `limit` is valid for reading; the old limit is not asked for.
+        let result = unsafe {
+            libc::prlimit(
+                i32::try_from(self.pid)?,
+                resource,
+                &raw const limit,
+                std::ptr::null_mut(),
+            )
+        };
+        ensure!(result == 0, "prlimit: {}", std::io::Error::last_os_error());
+        Ok(())
+    }
+
+    /// A statement that wants much memory at once.
+    fn want_memory(&mut self) -> Result<()> {
+        self.client.say("select length(repeat('x', 500000000));")
+    }
+}
+
+fn out_of_memory(server: &Server) -> usize {
+    server.log().matches("ERROR:  out of memory").count()
+}
+
+/// Whether this method can see what backends ask for.
+fn sees_requests(method: &str) -> bool {
+    method != "tracepoint"
+}
+
+fn refused_memory(
+    server: &Server,
+    method: &str,
+    cause: &'static str,
+    close: impl FnOnce(&Backend) -> Result<()>,
+) -> Result<Said> {
+    let mut backend = Backend::start(server)?;
+    let tracer = Tracer::start(cause, method, ALL)?;
+    close(&backend)?;
+    let before = out_of_memory(server);
+    backend.want_memory()?;
+    wait_for("the server says that it is out of memory", || {
+        (out_of_memory(server) > before).then_some(())
+    })?;
+    let said = tracer.stop()?;
+    let lines = said.of("memory_refusal");
+    let line = lines.first().copied();
+    attribution::report(cause, method, line, sees_requests(method));
+    if !sees_requests(method) {
+        expect_eq!(lines.len(), 0, "memory refusals");
+        return Ok(said);
+    }
+    let line = line.context("nothing was reported")?;
+    expect_eq!(lines.len(), 1, "one line for one malloc");
+    expect_eq!(line["cause"], cause, "cause");
+    expect_eq!(line["errno"]["name"], "ENOMEM", "errno");
+    expect_eq!(line["process"]["pid"], backend.pid, "who");
+    expect_eq!(line["postmaster"]["pid"], server.pid, "whose");
+    let asked: u64 = line["asked"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|asked| asked["bytes"].as_u64())
+        .max()
+        .context("not said what was asked for")?;
+    ensure!(asked >= 500_000_000, "asked for {asked}");
+    Ok(said)
+}
+
+/// `RLIMIT_AS` of a running backend.
+pub(crate) fn rlimit_as(server: &mut Server, method: &str) -> Result<()> {
+    refused_memory(server, method, "rlimit_as", |backend| {
+        backend.limit(libc::RLIMIT_AS, 0, 16 * MIB)
+    })
+    .map(drop)
+}
+
+/// `RLIMIT_DATA` of a running backend.
+pub(crate) fn rlimit_data(server: &mut Server, method: &str) -> Result<()> {
+    refused_memory(server, method, "rlimit_data", |backend| {
+        backend.limit(libc::RLIMIT_DATA, 5, 16 * MIB)
+    })
+    .map(drop)
+}
+
+/// The OOM killer of a memory cgroup ends a backend, and the server restarts all others.
+pub(crate) fn oom_kill(server: &mut Server, method: &str) -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("memory").is_dir() {
+        return Ok(());
+    }
+    let cgroup = root.join("pgtest-memory");
+    fs::create_dir_all(&cgroup)?;
+    let mut backend = Backend::start(server)?;
+    fs::write(cgroup.join("cgroup.procs"), backend.pid.to_string())?;
+    fs::write(cgroup.join("memory.max"), (64 * MIB).to_string())?;
+    let kills = || -> Result<u64> {
+        let events = fs::read_to_string(cgroup.join("memory.events"))?;
+        let line = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(line.context("no oom_kill")?.trim().parse()?)
+    };
+    let before = kills()?;
+    let tracer = Tracer::start("backend_oom_kill", method, ALL)?;
+    backend.want_memory()?;
+    wait_for("the kernel kills", || {
+        (kills().ok()? > before).then_some(())
+    })?;
+    wait_for("the server says that a process was killed", || {
+        server
+            .log()
+            .contains(&format!("(PID {}) was terminated by signal 9", backend.pid))
+            .then_some(())
+    })?;
+    let said = tracer.stop()?;
+    fs::write(cgroup.join("memory.max"), "max")?;
+    let kill = said
+        .of("oom_kill")
+        .into_iter()
+        .find(|kill| kill["victim"]["pid"] == backend.pid);
+    attribution::report("memcg_oom_kill", method, kill, true);
+    let kill = kill.with_context(|| format!("not reported: {:#?}", said.of("oom_kill")))?;
+    expect_eq!(kill["cause"], "memcg_oom_kill", "cause");
+    expect_eq!(kill["postmaster"]["pid"], server.pid, "whose");
+    if sees_requests(method) {
+        expect_eq!(kill["evidence"]["oom_cgroup"], "/pgtest-memory", "cgroup");
+        expect_eq!(kill["evidence"]["limit_bytes"], 64 * MIB, "limit");
+    }
+    server.wait_until_ready()
+}
+
+/// A backend is sent SIGKILL: by whom is said.
+pub(crate) fn killed(server: &mut Server, method: &str) -> Result<()> {
+    let backend = Backend::start(server)?;
+    let tracer = Tracer::start("backend_killed", method, ALL)?;
+    // SAFETY: a signal to a process of the server's.
+    let sent = unsafe { libc::kill(i32::try_from(backend.pid)?, libc::SIGKILL) };
+    ensure!(sent == 0, "kill: {}", std::io::Error::last_os_error());
+    wait_for("the server says that a process was killed", || {
+        server
+            .log()
+            .contains(&format!("(PID {}) was terminated by signal 9", backend.pid))
+            .then_some(())
+    })?;
+    let said = tracer.stop()?;
+    let of_it: Vec<&Value> = said
+        .of("killed")
+        .into_iter()
+        .filter(|killed| killed["target"]["pid"] == backend.pid)
+        .collect();
+    expect_eq!(of_it.len(), 1, "lines about the kill");
+    expect_eq!(of_it[0]["by"], "signal", "by what");
+    expect_eq!(of_it[0]["sender"]["pid"], std::process::id(), "by whom");
+    server.wait_until_ready()
+}
+
+/// A backend's child is refused: `COPY ... TO PROGRAM` forks a shell.
+pub(crate) fn copy_program(server: &mut Server, method: &str) -> Result<()> {
+    let cgroups = Cgroups::make()?;
+    let mut backend = Backend::start(server)?;
+    server.enter(&cgroups.inner)?;
+    let tracer = Tracer::start("copy_program", method, ALL)?;
+    let refused = "could not execute command \"cat > /dev/null\"";
+    let refusals = || server.log().matches(refused).count();
+    let before = refusals();
+    fs::write(
+        cgroups.inner.join("pids.max"),
+        number(cgroups.inner.join("pids.current"))?.to_string(),
+    )?;
+    backend
+        .client
+        .say("copy (select 1) to program 'cat > /dev/null';")?;
+    wait_for("the server logs the refusal", || {
+        (refusals() > before).then_some(())
+    })?;
+    cgroups.open()?;
+    let said = tracer.stop()?;
+    let refusal = said
+        .of("refusal")
+        .into_iter()
+        .find(|refusal| refusal["process"]["pid"] == backend.pid);
+    attribution::report("pids_cgroup_max", method, refusal, sees_requests(method));
+    if let Some(refusal) = refusal {
+        expect_eq!(refusal["cause"], "pids_cgroup_max", "cause");
+        expect_eq!(refusal["postmaster"]["pid"], server.pid, "whose");
+        expect_eq!(refusal["errno"]["name"], "EAGAIN", "errno");
+    } else {
+        ensure!(!sees_requests(method), "nothing was reported");
+    }
+    Ok(())
+}
