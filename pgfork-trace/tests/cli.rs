@@ -406,18 +406,14 @@ fn selftest_provokes_sees_and_leaves_nothing_behind() {
         serde_json::from_str(include_str!("../../docs/selftest-schema.json")).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     assert_eq!(lines.len(), 5, "{text}{}", stderr(&output));
-    let mut failures = 0;
     for line in &lines {
         assert!(validator.is_valid(line), "{line:#}");
+        // Not every host lets itself be prepared for each of them, but root may limit a user.
         let outcome = line["outcome"].as_str().unwrap();
-        assert_ne!(outcome, "not_seen", "{line:#}");
-        failures += usize::from(outcome == "wrong");
-        // The host's own limits, without anything to prepare that could be refused.
-        if line["test"] == "rlimit_nproc" || line["test"] == "pids_cgroup" {
-            assert!(outcome == "right" || outcome == "skipped", "{line:#}");
-        }
+        let skipped = outcome == "skipped" && line["test"] != "rlimit_nproc";
+        assert!(outcome == "right" || skipped, "{line:#}");
     }
-    assert_eq!(output.status.code(), Some(i32::from(failures > 0)));
+    assert_eq!(output.status.code(), Some(0));
     for hierarchy in ["/sys/fs/cgroup", "/sys/fs/cgroup/pids"] {
         let entries = fs::read_dir(hierarchy).into_iter().flatten().flatten();
         let mut names = entries.map(|entry| entry.file_name());

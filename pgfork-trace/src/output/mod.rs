@@ -16,7 +16,7 @@ pub mod line;
 mod options;
 mod reporter;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod selftest;
 mod text;
 pub mod units;

@@ -57,7 +57,8 @@ pub(super) fn pooler() -> Postmaster {
     }
 }
 
-fn verdict(cause: Cause, certainty: Certainty, because: &str) -> Verdict {
+/// Nothing but what it has to have.
+pub(crate) fn verdict(cause: Cause, certainty: Certainty, because: &str) -> Verdict {
     Verdict {
         cause,
         certainty,

@@ -245,23 +245,10 @@ fn judge(cause: Cause, errno: i32, got: &Got) -> (Outcome, Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Evidence;
+    use crate::output::samples;
 
     fn verdict(cause: Cause, certainty: Certainty) -> Verdict {
-        Verdict {
-            cause,
-            certainty,
-            because: "so".to_owned(),
-            scope: None,
-            check: None,
-            trail: Vec::new(),
-            stage: None,
-            evidence: Evidence::default(),
-            remedy: Vec::new(),
-            also_possible: Vec::new(),
-            ruled_out: Vec::new(),
-            not_seen: Vec::new(),
-        }
+        samples::verdict(cause, certainty, "so")
     }
 
     fn refused(verdict: Option<Verdict>) -> Got {

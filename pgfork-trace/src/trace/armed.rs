@@ -83,25 +83,12 @@ impl Armed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Evidence;
+    use crate::output::samples;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn verdict(cause: Cause, certainty: Certainty) -> Verdict {
-        Verdict {
-            cause,
-            certainty,
-            because: String::new(),
-            scope: None,
-            check: None,
-            trail: Vec::new(),
-            stage: None,
-            evidence: Evidence::default(),
-            remedy: Vec::new(),
-            also_possible: Vec::new(),
-            ruled_out: Vec::new(),
-            not_seen: Vec::new(),
-        }
+        samples::verdict(cause, certainty, "so")
     }
 
     #[test]

@@ -57,24 +57,12 @@ mod tests {
     use super::*;
     use crate::{
         host::fake::{FakeProcess, FakeRoot},
-        verdict::{Cause, Evidence, headroom::Limit},
+        output::samples,
+        verdict::{Cause, headroom::Limit},
     };
 
     fn verdict(cause: Cause, certainty: Certainty) -> Verdict {
-        Verdict {
-            cause,
-            certainty,
-            because: String::new(),
-            scope: None,
-            check: None,
-            trail: Vec::new(),
-            stage: None,
-            evidence: Evidence::default(),
-            remedy: Vec::new(),
-            also_possible: Vec::new(),
-            ruled_out: Vec::new(),
-            not_seen: Vec::new(),
-        }
+        samples::verdict(cause, certainty, "so")
     }
 
     /// A postmaster on a host with this many tasks of a hundred.
