@@ -11,6 +11,7 @@ use std::{
 use crate::host::{
     Root,
     cgroup::{self, Chain, Controller, Version},
+    process,
 };
 
 /// How long ended processes may take to leave it.
@@ -88,11 +89,15 @@ impl Drop for PidsCgroup {
 
 /// What a run that was killed had to leave: nobody is in it, as its children died with it.
 fn remove_stale(root: &Root, directory: &Path) {
+    let lives = |pid| {
+        let stat = process::stat(root, pid).ok().flatten();
+        stat.is_some_and(|stat| stat.state != 'Z')
+    };
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
         if let Some(pid) = pid.and_then(|pid| pid.parse().ok())
-            && !root.pid(pid).exists()
+            && !lives(pid)
         {
             let _ = fs::remove_dir(entry.path());
         }
@@ -141,12 +146,17 @@ mod tests {
         let fake = host("cpu pids\n");
         let stale = fake.path("sys/fs/cgroup/a/pgfork-trace-selftest-4194303");
         let theirs = fake.path("sys/fs/cgroup/a/pgfork-trace-selftest-77");
-        for directory in [&stale, &theirs] {
+        let ended = fake.path("sys/fs/cgroup/a/pgfork-trace-selftest-78");
+        for directory in [&stale, &theirs, &ended] {
             fs::create_dir(directory).unwrap();
         }
         fake.process(&FakeProcess::new(77));
+        fake.process(&FakeProcess {
+            state: 'Z',
+            ..FakeProcess::new(78)
+        });
         let made = PidsCgroup::make(fake.root()).unwrap();
-        assert!(!stale.exists() && theirs.exists());
+        assert!(!stale.exists() && !ended.exists() && theirs.exists());
         let name = format!("pgfork-trace-selftest-{}", std::process::id());
         assert_eq!(made.path(), Path::new("/a").join(&name));
         let directory = fake.path("sys/fs/cgroup/a").join(&name);
