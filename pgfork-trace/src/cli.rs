@@ -73,7 +73,11 @@ enum SubFlags {
     #[command(after_help = CHECK_AFTER_HELP)]
     Check(CheckFlags),
     /// Show what would be attached on this kernel, and what cannot be seen here
-    Probes,
+    Probes {
+        /// Also load each program, without attaching it: does the verifier take it, and at what cost
+        #[arg(long)]
+        load: bool,
+    },
     /// Have throw-away processes be refused in harmless ways, and show that they are seen and explained
     #[command(after_help = SELFTEST_AFTER_HELP)]
     Selftest,
@@ -223,7 +227,10 @@ pub enum Command {
     /// Show the room under every limit.
     Check(CheckPlan),
     /// Show what would be attached.
-    Probes,
+    Probes {
+        /// Load each program, without attaching it.
+        load: bool,
+    },
     /// Show that refusals are seen and explained here.
     Selftest,
 }
@@ -293,7 +300,7 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
         None => (trace, None),
         Some(SubFlags::Trace(later)) => (trace.then(later), None),
         Some(SubFlags::Check(flags)) => (trace, Some(Command::Check(flags.plan()))),
-        Some(SubFlags::Probes) => (trace, Some(Command::Probes)),
+        Some(SubFlags::Probes { load }) => (trace, Some(Command::Probes { load })),
         Some(SubFlags::Selftest) => (trace, Some(Command::Selftest)),
     };
     match &other {
@@ -307,7 +314,7 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
         }
         Some(_) if trace != TraceFlags::default() => {
             return Err(conflict(
-                "'probes' takes only --json, --method, --color, -q and -v",
+                "'probes' takes only --load, --json, --method, --color, -q and -v",
             ));
         }
         _ => {}

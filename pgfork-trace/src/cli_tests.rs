@@ -137,7 +137,7 @@ fn output_options() {
 #[test]
 fn probes_takes_its_few_options() {
     let plan = plan(&["probes", "--json", "--method", "tracepoint"]);
-    assert_eq!(plan.command, Command::Probes);
+    assert_eq!(plan.command, Command::Probes { load: false });
     assert!(plan.output.json);
     assert_eq!(plan.method, Some(Method::Tracepoint));
     assert!(

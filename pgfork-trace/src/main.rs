@@ -38,7 +38,7 @@ fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
     memory::prepare(&ALLOCATOR);
     match plan.command {
         Command::Check(what) => check::run(&what, &plan.output),
-        Command::Probes => probes::run(plan.output.json, plan.method).map(|()| 0),
+        Command::Probes { load } => probes::run(plan.output.json, plan.method, load).map(|()| 0),
         Command::Selftest => {
             if plan.verbose > 0 {
                 pgfork_trace::diagnostics::to_stderr(plan.verbose);

@@ -1,4 +1,5 @@
-//! `pgfork-trace probes`: what would be watched on this kernel, without loading anything.
+//! `pgfork-trace probes`: what would be watched on this kernel, without loading anything; with
+//! `--load`, whether the kernel takes each program, and at what cost to its verifier.
 
 use std::{
     io::{self, Write},
@@ -8,16 +9,21 @@ use std::{
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::kernel::{
-    self, btf,
-    plan::{Method, Plan, row},
-    symbols::VARIABLES,
+use crate::{
+    capture::{self, Loaded},
+    kernel::{
+        self, btf,
+        plan::{Method, Plan, row},
+        symbols::VARIABLES,
+    },
 };
 
 /// One check on this kernel.
 #[derive(Debug, Serialize)]
 struct Probe {
-    /// Kernel function.
+    /// The check, by the function that it is named after.
+    check: &'static str,
+    /// Kernel function that is hooked here, or the check's own.
     function: &'static str,
     /// Whether its prototype is the expected one.
     known: bool,
@@ -31,14 +37,25 @@ struct Report {
     kernel: String,
     checks: Vec<Probe>,
     variables_hidden: Vec<&'static str>,
+    /// With `--load`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    programs: Option<Vec<Loaded>>,
 }
 
 /// Prints the plan.
 ///
 /// # Errors
-/// When the kernel does not show its types, or the output is gone.
-pub fn run(json: bool, method: Option<Method>) -> Result<()> {
-    let report = read()?;
+/// When the kernel does not show its types, nothing may be loaded, or the output is gone.
+pub fn run(json: bool, method: Option<Method>, load: bool) -> Result<()> {
+    let mut report = read()?;
+    if load {
+        let settings = capture::Settings {
+            method,
+            all_children: true,
+            ..capture::Settings::default()
+        };
+        report.programs = Some(capture::load_all(&settings)?);
+    }
     let mut out = io::stdout().lock();
     if json {
         serde_json::to_writer(&mut out, &report)?;
@@ -64,6 +81,14 @@ pub fn run(json: bool, method: Option<Method>) -> Result<()> {
             report.variables_hidden.join(", ")
         )?;
     }
+    for loaded in report.programs.iter().flatten() {
+        let name = format!("{} ({})", loaded.program, loaded.method.name());
+        match (&loaded.error, loaded.verified_instructions) {
+            (Some(why), _) => writeln!(out, "  {name:<50} is refused: {why}")?,
+            (None, Some(count)) => writeln!(out, "  {name:<50} {count:>7} instructions verified")?,
+            (None, None) => writeln!(out, "  {name:<50} can be loaded")?,
+        }
+    }
     Ok(())
 }
 
@@ -71,11 +96,13 @@ fn read() -> Result<Report> {
     let plan = Plan::choose(&kernel::open_btf(Path::new(btf::VMLINUX))?)?;
     let symbols = kernel::shown_symbols();
     let known = plan.hooks.iter().map(|hook| Probe {
+        check: row(hook.check).function(),
         function: hook.alternative.function,
         known: true,
         why: None,
     });
     let unknown = plan.not_seen.iter().map(|not_seen| Probe {
+        check: row(not_seen.check).function(),
         function: row(not_seen.check).function(),
         known: false,
         why: Some(not_seen.why.clone()),
@@ -90,5 +117,6 @@ fn read() -> Result<Report> {
             .into_iter()
             .filter(|variable| !symbols.addresses.contains_key(*variable))
             .collect(),
+        programs: None,
     })
 }

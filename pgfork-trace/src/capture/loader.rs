@@ -60,10 +60,7 @@ impl Default for Settings {
 }
 
 pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
-    let standing = standing();
-    if let Some(missing) = missing_capabilities(&standing) {
-        return Err(CaptureError::Privilege { missing });
-    }
+    let standing = ready()?;
     let kernel = Kernel::read(&settings.btf)?;
     raise_memlock();
     let mut ebpf =
@@ -100,15 +97,24 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
     })
 }
 
+/// How this process stands, where it may do anything at all.
+pub(super) fn ready() -> Result<Standing, CaptureError> {
+    let standing = standing();
+    match missing_capabilities(&standing) {
+        Some(missing) => Err(CaptureError::Privilege { missing }),
+        None => Ok(standing),
+    }
+}
+
 /// What the kernel offers.
-struct Kernel {
+pub(super) struct Kernel {
     layout: Layout,
-    plan: Plan,
+    pub(super) plan: Plan,
     symbols: Symbols,
 }
 
 impl Kernel {
-    fn read(btf_path: &Path) -> Result<Self, CaptureError> {
+    pub(super) fn read(btf_path: &Path) -> Result<Self, CaptureError> {
         let btf = kernel::open_btf(btf_path).map_err(|source| CaptureError::Btf { source })?;
         let plan = Plan::choose(&btf).map_err(|source| CaptureError::Btf { source })?;
         Ok(Self {
@@ -123,7 +129,7 @@ impl Kernel {
     }
 
     /// The kernel's ids of the functions to hook, in the form that aya takes.
-    fn function_ids(&self) -> Result<AyaBtf, CaptureError> {
+    pub(super) fn function_ids(&self) -> Result<AyaBtf, CaptureError> {
         let ids: BTreeMap<u32, String> = self
             .plan
             .hooks
@@ -135,7 +141,7 @@ impl Kernel {
     }
 }
 
-fn load(kernel: &Kernel, verbose: bool) -> Result<Ebpf, aya::EbpfError> {
+pub(super) fn load(kernel: &Kernel, verbose: bool) -> Result<Ebpf, aya::EbpfError> {
     let addresses = VARIABLES.map(|variable| kernel.address(variable));
     let names = VARIABLES.map(str::to_ascii_uppercase);
     // aya_log::LEVEL: 0 turns every diagnostic of the kernel side into dead code.
@@ -184,7 +190,7 @@ fn without_btf<'a>() -> EbpfLoader<'a> {
 
 /// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK` (kernel/bpf/syscall.c,
 /// `bpf_charge_memlock`). Only this process's own limit is touched.
-fn raise_memlock() {
+pub(super) fn raise_memlock() {
     let unlimited = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,

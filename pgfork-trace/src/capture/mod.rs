@@ -5,6 +5,7 @@ mod error;
 mod libc_fork;
 mod loader;
 mod record;
+mod verify;
 
 use std::{
     collections::HashMap as StdHashMap,
@@ -20,6 +21,7 @@ use pgfork_trace_common::{ClientKey, HISTOGRAM_BUCKETS, RefusalKey, Totals, Watc
 pub use error::CaptureError;
 pub use loader::Settings;
 pub use record::Record;
+pub use verify::{Loaded, load_all};
 
 use crate::{kernel::plan::Method, verdict::Coverage};
 
