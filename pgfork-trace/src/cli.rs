@@ -51,6 +51,10 @@ Exit status:
   0  every refusal that could be provoked was seen and explained
   1  one was not, or wrongly
   2  no test could run";
+const CAUSES_AFTER_HELP: &str = "\
+Exit status:
+  0  printed
+  2  there is no such cause";
 
 /// Says why the kernel refused a PostgreSQL fork: which check, whose limit, what to change
 #[derive(Debug, Parser)]
@@ -81,6 +85,12 @@ enum SubFlags {
     /// Have throw-away processes be refused in harmless ways, and show that they are seen and explained
     #[command(after_help = SELFTEST_AFTER_HELP)]
     Selftest,
+    /// List every cause of a refused fork, or explain one: evidence, meaning, remedy
+    #[command(after_help = CAUSES_AFTER_HELP)]
+    Causes {
+        /// Id of a cause, for example commit_limit
+        id: Option<String>,
+    },
 }
 
 /// Options of every subcommand.
@@ -233,6 +243,8 @@ pub enum Command {
     },
     /// Show that refusals are seen and explained here.
     Selftest,
+    /// Print the catalogue of causes, or one of them.
+    Causes(Option<String>),
 }
 
 /// How to look.
@@ -302,6 +314,7 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
         Some(SubFlags::Check(flags)) => (trace, Some(Command::Check(flags.plan()))),
         Some(SubFlags::Probes { load }) => (trace, Some(Command::Probes { load })),
         Some(SubFlags::Selftest) => (trace, Some(Command::Selftest)),
+        Some(SubFlags::Causes { id }) => (trace, Some(Command::Causes(id))),
     };
     match &other {
         Some(Command::Check(_)) if trace != TraceFlags::default() => {
@@ -311,6 +324,9 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
             return Err(conflict(
                 "'selftest' takes only --json, --method, --color, -q and -v",
             ));
+        }
+        Some(Command::Causes(_)) if trace != TraceFlags::default() => {
+            return Err(conflict("'causes' takes only an id and --json"));
         }
         Some(_) if trace != TraceFlags::default() => {
             return Err(conflict(

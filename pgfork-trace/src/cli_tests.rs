@@ -135,6 +135,22 @@ fn output_options() {
 }
 
 #[test]
+fn causes_takes_an_id() {
+    assert_eq!(plan(&["causes"]).command, Command::Causes(None));
+    let one = plan(&["causes", "commit_limit", "--json"]);
+    assert_eq!(
+        one.command,
+        Command::Causes(Some("commit_limit".to_owned()))
+    );
+    assert!(one.output.json);
+    assert!(
+        refused(&["--pid", "1", "causes"])
+            .to_string()
+            .contains("'causes' takes only")
+    );
+}
+
+#[test]
 fn probes_takes_its_few_options() {
     let plan = plan(&["probes", "--json", "--method", "tracepoint"]);
     assert_eq!(plan.command, Command::Probes { load: false });

@@ -1,5 +1,8 @@
 //! Reads the host's side of a refusal: facts for the verdict, nothing decided.
 
+mod log;
+mod states;
+
 use std::{
     collections::HashMap,
     ffi::OsStr,
@@ -16,8 +19,12 @@ use crate::{
         memory, process, sysctl,
     },
     output::escape,
-    verdict::{BackendCost, CgroupFact, Facts, MemoryFacts, OvercommitSettings, UnitFact},
+    verdict::{
+        BackendCost, CgroupFact, Facts, KillableFact, MemcgFact, MemoryFacts, OvercommitSettings,
+        UnitFact,
+    },
 };
+use log::Log;
 
 /// Facts are read anew after this time: a storm of refusals must not become a storm of reading.
 const FRESH: Duration = Duration::from_millis(200);
@@ -38,11 +45,17 @@ pub struct Gatherer {
     quick: HashMap<Pid, (Instant, Facts)>,
     slow: HashMap<Pid, (Instant, Slow)>,
     tasks: HashMap<u32, (Instant, Vec<(String, u64)>)>,
+    memory: HashMap<Pid, (Instant, Vec<MemcgFact>)>,
+    killable: HashMap<Pid, (Instant, KillableFact)>,
+    log: Log,
+    kernel: Option<(u32, u32)>,
+    security_modules: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Slow {
     fork_charge_bytes: Option<u64>,
+    largest_mapping_bytes: Option<u64>,
     backends: BackendCost,
 }
 
@@ -51,6 +64,11 @@ impl Gatherer {
     #[must_use]
     pub fn new(root: Root) -> Self {
         Self {
+            log: Log::start(&root),
+            kernel: states::kernel(&root),
+            security_modules: states::security_modules(&root),
+            memory: HashMap::new(),
+            killable: HashMap::new(),
             root,
             page_size: system_value(libc::_SC_PAGESIZE).unwrap_or(4096),
             cpus: system_value(libc::_SC_NPROCESSORS_ONLN).unwrap_or(1),
@@ -70,11 +88,13 @@ impl Gatherer {
         {
             let slow = self.slow(pid, now);
             facts.fork_charge_bytes = slow.fork_charge_bytes;
+            facts.largest_mapping_bytes = slow.largest_mapping_bytes;
             facts.backends = slow.backends;
         }
         if attempt.ret == -libc::EAGAIN && attempt.nproc_levels > 0 {
             facts.user_tasks = self.tasks(attempt.state.uid, now);
         }
+        self.states(attempt, &mut facts, now);
         facts
     }
 
@@ -90,10 +110,17 @@ impl Gatherer {
         }
     }
 
+    /// Takes what the kernel has logged meanwhile, so that it is known when that was.
+    pub fn tick(&mut self, now: Instant) {
+        self.log.fetch(now);
+    }
+
     /// Forgets a process that ended.
     pub fn forget(&mut self, pid: Pid) {
         self.quick.remove(&pid);
         self.slow.remove(&pid);
+        self.memory.remove(&pid);
+        self.killable.remove(&pid);
     }
 
     fn read(&self, pid: Pid) -> Facts {
@@ -114,6 +141,8 @@ impl Gatherer {
                 .map(|unit| unit.unit),
             cgroups: chain.map(|chain| cgroup_facts(&chain)).unwrap_or_default(),
             pid,
+            kernel: self.kernel,
+            pid_max: sysctls.pid_max,
             ..Facts::default()
         }
     }
@@ -138,8 +167,10 @@ impl Gatherer {
             .filter_map(|child| accounted(*child))
             .collect();
         charges.sort_unstable();
+        let own = process::accounted(&self.root, pid).ok().flatten();
         let slow = Slow {
-            fork_charge_bytes: accounted(pid),
+            fork_charge_bytes: own.map(|it| it.total_bytes),
+            largest_mapping_bytes: own.map(|it| it.largest_bytes),
             backends: BackendCost {
                 children: children.len() as u64,
                 commit_bytes: charges.get(charges.len() / 2).copied(),

@@ -4,6 +4,7 @@
 //! the host's facts, `verdict` decides (and reads nothing), `output` says it.
 
 pub mod capture;
+pub mod causes;
 pub mod check;
 pub mod cli;
 pub mod diagnostics;

@@ -3,7 +3,7 @@
 use std::{io::Write as _, process::ExitCode, time::Instant};
 
 use pgfork_trace::{
-    check,
+    causes, check,
     cli::{self, Command, Plan},
     memory::{self, Spare},
     output::{Reporter, Surroundings},
@@ -39,6 +39,7 @@ fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
     match plan.command {
         Command::Check(what) => check::run(&what, &plan.output),
         Command::Probes { load } => probes::run(plan.output.json, plan.method, load).map(|()| 0),
+        Command::Causes(id) => causes::run(id.as_deref(), plan.output.json).map(|()| 0),
         Command::Selftest => {
             if plan.verbose > 0 {
                 pgfork_trace::diagnostics::to_stderr(plan.verbose);

@@ -2,13 +2,13 @@
 //! (kernel/printk/printk.c `devkmsg_open`, 5.10 to 7.2).
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Read;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::Root;
 use super::read::is_absent;
+use super::{Pid, Root};
 
 /// Most bytes that are read: the log is a ring of a few MiB at most.
 const MOST_BYTES: usize = 32 << 20;
@@ -48,15 +48,7 @@ pub struct KernelLog {
 /// # Errors
 /// When it is not there, or reading takes CAP_SYSLOG (kernel.dmesg_restrict).
 pub fn kernel_log(root: &Root) -> Result<KernelLog, String> {
-    let path = root.join(Path::new("/dev/kmsg"));
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path)
-        .map_err(|error| match is_absent(&error) {
-            true => format!("the kernel log cannot be read ({error}): that takes root"),
-            false => format!("the kernel log cannot be read: {error}"),
-        })?;
+    let mut file = open(root)?;
     let mut log = KernelLog::default();
     let mut chunk = [0; 8192];
     let mut rest = Vec::new();
@@ -84,6 +76,105 @@ pub fn kernel_log(root: &Root) -> Result<KernelLog, String> {
     }
     log.record(&rest);
     Ok(log)
+}
+
+fn open(root: &Root) -> Result<File, String> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(root.join(Path::new("/dev/kmsg")))
+        .map_err(|error| match is_absent(&error) {
+            true => format!("the kernel log cannot be read ({error}): that takes root"),
+            false => format!("the kernel log cannot be read: {error}"),
+        })
+}
+
+/// A record that bears on refused forks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// `__vm_enough_memory: pid: N, comm: C, no enough memory for the allocation` (6.1; with
+    /// other words in 6.12 to 7.2): this thread's request was refused by overcommit.
+    CommitRefused(Pid),
+    /// `cgroup: fork rejected by pids controller in PATH`: the cgroup that forked.
+    PidsRejected(String),
+    /// `Out of memory and no killable processes...`.
+    NothingKillable,
+    /// `Memory cgroup out of memory: Killed process N (C)`.
+    CgroupKilled(Pid),
+    /// `Out of memory: Killed process N (C)`.
+    HostKilled(Pid),
+    /// `C: page allocation failure: ...`.
+    AllocationFailed(String),
+    /// `audit: out of memory in audit_alloc`.
+    AuditOutOfMemory,
+}
+
+/// Reads what is logged from now on.
+#[derive(Debug)]
+pub struct Follower {
+    file: File,
+}
+
+impl Follower {
+    /// Begins at the end of the log.
+    ///
+    /// # Errors
+    /// As [`kernel_log`].
+    pub fn start(root: &Root) -> Result<Self, String> {
+        let mut file = open(root)?;
+        file.seek(SeekFrom::End(0))
+            .map_err(|error| format!("the kernel log cannot be read: {error}"))?;
+        Ok(Self { file })
+    }
+
+    /// What was logged since the last call; never waits. Records that were overwritten meanwhile
+    /// are lost.
+    pub fn fetch(&mut self) -> Vec<Entry> {
+        let mut found = Vec::new();
+        let mut chunk = [0; 8192];
+        let mut total = 0;
+        while total < MOST_BYTES {
+            match self.file.read(&mut chunk) {
+                Ok(0) => break,
+                // The device gives one whole record for each read.
+                Ok(size) => {
+                    total += size;
+                    let records = chunk[..size].split(|&byte| byte == b'\n');
+                    found.extend(records.filter_map(|record| {
+                        let record = String::from_utf8_lossy(record);
+                        entry(record.split_once(';')?.1)
+                    }));
+                }
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::EINTR)) => {}
+                Err(_) => break,
+            }
+        }
+        found
+    }
+}
+
+fn entry(message: &str) -> Option<Entry> {
+    let number = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_digit())?;
+        text[..end].parse().ok()
+    };
+    if let Some(path) = message.strip_prefix("cgroup: fork rejected by pids controller in ") {
+        Some(Entry::PidsRejected(path.to_owned()))
+    } else if let Some(rest) = message.strip_prefix("Memory cgroup out of memory: Killed process ")
+    {
+        number(rest).map(Entry::CgroupKilled)
+    } else if message.contains("ut of memory and no killable processes") {
+        Some(Entry::NothingKillable)
+    } else if let Some(rest) = message.strip_prefix("Out of memory: Killed process ") {
+        number(rest).map(Entry::HostKilled)
+    } else if let Some((_, rest)) = message.split_once("__vm_enough_memory: pid: ") {
+        number(rest).map(Entry::CommitRefused)
+    } else if message.contains("out of memory in audit_alloc") {
+        Some(Entry::AuditOutOfMemory)
+    } else {
+        let (comm, _) = message.split_once(": page allocation failure")?;
+        Some(Entry::AllocationFailed(comm.to_owned()))
+    }
 }
 
 impl KernelLog {
@@ -172,6 +263,47 @@ mod tests {
         assert_eq!(log.oom_killed["java"].count, 1);
         assert_eq!(log.nothing_killable.last_us, 600);
         assert_eq!(log.allocation_failed["postgres"].count, 1);
+    }
+
+    #[test]
+    fn a_follower_sees_what_comes_after_it() {
+        use std::io::Write as _;
+        let fake = FakeRoot::new();
+        assert!(Follower::start(fake.root()).is_err());
+        fake.write(
+            "dev/kmsg",
+            "3,1,5,-;Out of memory and no killable processes...\n",
+        );
+        let mut follower = Follower::start(fake.root()).unwrap();
+        assert_eq!(follower.fetch(), []);
+        let mut log = OpenOptions::new()
+            .append(true)
+            .open(fake.path("dev/kmsg"))
+            .unwrap();
+        log.write_all(
+            b"6,2,100,-;cgroup: fork rejected by pids controller in /a b/c\n\
+              4,3,300,-;__vm_enough_memory: pid: 8, comm: x, bytes: 1 not enough memory for the allocation\n\
+              3,4,400,-;Memory cgroup out of memory: Killed process 9 (a) total-vm:1kB\n\
+              3,5,500,-;Out of memory: Killed process 10 (java) total-vm:1kB\n\
+              3,6,600,-;Out of memory and no killable processes...\n\
+              4,7,700,-;postgres: page allocation failure: order:0, mode:0x1\n\
+              3,8,800,-;audit: out of memory in audit_alloc\n\
+              6,9,900,-;something else\nodd\n3,9,1,-;Out of memory: Killed process x\n",
+        )
+        .unwrap();
+        assert_eq!(
+            follower.fetch(),
+            [
+                Entry::PidsRejected("/a b/c".to_owned()),
+                Entry::CommitRefused(8),
+                Entry::CgroupKilled(9),
+                Entry::HostKilled(10),
+                Entry::NothingKillable,
+                Entry::AllocationFailed("postgres".to_owned()),
+                Entry::AuditOutOfMemory,
+            ]
+        );
+        assert_eq!(follower.fetch(), []);
     }
 
     #[test]

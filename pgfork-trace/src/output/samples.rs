@@ -70,6 +70,7 @@ pub(crate) fn verdict(cause: Cause, certainty: Certainty, because: &str) -> Verd
         evidence: Evidence::default(),
         remedy: Vec::new(),
         also_possible: Vec::new(),
+        also_full: Vec::new(),
         ruled_out: Vec::new(),
         not_seen: Vec::new(),
     }
@@ -124,6 +125,7 @@ pub(super) fn overcommit() -> OvercommitEvidence {
         overcommit_memory: Some(2),
         requested_bytes: Some(148 * KIB),
         fork_charge_bytes: Some(12_632 * KIB),
+        largest_mapping_bytes: None,
         committed_bytes: Some(12_689_408 * KIB),
         counter_skew_bytes: Some(512 * KIB),
         commit_limit_bytes: Some(12_703_744 * KIB),
@@ -388,6 +390,7 @@ pub(super) fn unknown() -> Refusal {
             limit: 254_000,
         }),
         pid_namespace_alive: Some(false),
+        ..Evidence::default()
     };
     verdict.ruled_out = vec![
         Considered {

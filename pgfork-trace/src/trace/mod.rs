@@ -325,6 +325,7 @@ impl Trace<'_> {
     }
 
     fn tick(&mut self) -> Result<(), Stop> {
+        self.gatherer.tick(Instant::now());
         // Also a safety net, should a wake-up have been missed.
         self.drain()?;
         self.complete_memory()?;

@@ -4,7 +4,7 @@ use pgfork_trace_common::{Attempt, PIDS_MAX, valid};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Facts, overcommit, privilege};
+use super::{Facts, LogFact, memcg, overcommit, privilege};
 
 /// One level of the pids controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -97,6 +97,9 @@ pub struct OvercommitEvidence {
     /// Bytes that the whole fork asks for: all accounted mappings of the postmaster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fork_charge_bytes: Option<u64>,
+    /// The largest single accounted mapping of the postmaster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub largest_mapping_bytes: Option<u64>,
     /// Memory promised when the check compared, without the request, as the kernel's own
     /// counter had it (approximate by up to `counter_skew_bytes`).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,6 +153,117 @@ pub struct ThreadsEvidence {
     pub limit: u64,
 }
 
+/// One memory cgroup, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct MemcgLevel {
+    /// Inode number of the cgroup's directory.
+    pub cgroup_id: u64,
+    /// Path below the hierarchy's root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// systemd unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// systemd property or cgroup file that holds the limit.
+    pub property: String,
+    /// Container id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// Memory charged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage_bytes: Option<u64>,
+    /// Limit; absent for "max".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// Memory and swap charged (v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memsw_usage_bytes: Option<u64>,
+    /// Limit of both together (v1); absent for "max".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memsw_limit_bytes: Option<u64>,
+    /// Kernel memory charged (v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kmem_usage_bytes: Option<u64>,
+    /// Limit of it (v1); absent for "max".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kmem_limit_bytes: Option<u64>,
+    /// The OOM killer is turned off here (v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_kill_disable: Option<bool>,
+}
+
+/// Memory cgroups: the one that was at its limit, and the postmaster's path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct MemcgEvidence {
+    /// The cgroup whose limit the kernel hit in this fork, as it was then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_limit: Option<MemcgLevel>,
+    /// How many times memory was reclaimed for this fork; it may have helped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reclaims: Option<u32>,
+    /// The postmaster's own cgroup first, as their files had it right after.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<MemcgLevel>,
+    /// Processes looked at: the postmaster and a sample of its children.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
+    /// How many of them the OOM killer may not kill (`oom_score_adj` -1000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protected: Option<u64>,
+}
+
+/// One pid namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct PidNamespaceLevel {
+    /// Inode number.
+    pub inum: u32,
+    /// Depth; 0 is the host's.
+    pub level: u32,
+    /// Numbers given out.
+    pub taken: u64,
+    /// kernel.pid_max: numbers stay below it. The namespace's own in 6.18 and later, else the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_max: Option<u64>,
+    /// It still has its init process.
+    pub alive: bool,
+}
+
+/// The table of open files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct OpenFilesEvidence {
+    /// Size of the table: the highest open number is below it.
+    pub table_size: u64,
+    /// fs.nr_open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nr_open: Option<u64>,
+}
+
+/// State of the refused process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ProcessEvidence {
+    /// Scheduling policy by number; 6 is `SCHED_DEADLINE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<u32>,
+    /// Its children get a normal policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reset_on_fork: Option<bool>,
+    /// 0: no seccomp, 1: strict, 2: filters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp_mode: Option<u32>,
+    /// A tracer is attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traced: Option<bool>,
+    /// -1000: the OOM killer may not kill it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+    /// Security modules of this kernel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub security_modules: Vec<String>,
+    /// A BPF scheduler is running.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sched_ext: Option<bool>,
+}
+
 /// All numbers of one refusal; what could not be read is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Evidence {
@@ -174,6 +288,24 @@ pub struct Evidence {
     /// The pid namespace for children still has its init process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_namespace_alive: Option<bool>,
+    /// Memory cgroups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memcg: Option<MemcgEvidence>,
+    /// Pid namespaces, the one for children first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pid_namespaces: Vec<PidNamespaceLevel>,
+    /// There are more pid namespaces above than were read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pid_namespaces_truncated: bool,
+    /// The table of open files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<OpenFilesEvidence>,
+    /// State of the refused process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessEvidence>,
+    /// Lines of the kernel log from shortly before the refusal on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kernel_log: Vec<LogFact>,
 }
 
 pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Evidence {
@@ -188,7 +320,63 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Evidence {
         // (kernel/pid.c `disable_pid_allocation`, 5.10 to 7.2).
         pid_namespace_alive: (attempt.valid & valid::PIDNS != 0)
             .then_some(attempt.pidns[0].allocated >> 31 == 1),
+        memcg: memcg::collect(attempt, facts),
+        pid_namespaces: pid_namespaces(attempt, facts),
+        pid_namespaces_truncated: attempt.valid & valid::PIDNS_TRUNCATED != 0,
+        open_files: open_files(attempt, facts),
+        process: process(attempt, facts),
+        kernel_log: facts.kernel_log.clone(),
     }
+}
+
+/// `PIDNS_ADDING` (include/linux/pid_namespace.h, 5.10 to 7.2): not part of the count.
+const PIDNS_ADDING: u32 = 1 << 31;
+
+fn pid_namespaces(attempt: &Attempt, facts: &Facts) -> Vec<PidNamespaceLevel> {
+    if attempt.valid & valid::PIDNS == 0 {
+        return Vec::new();
+    }
+    let own_limits = attempt.valid & valid::PIDNS_PID_MAX != 0;
+    attempt
+        .pidns
+        .iter()
+        .take(attempt.pidns_levels as usize)
+        .map(|level| PidNamespaceLevel {
+            inum: level.inum,
+            level: level.level,
+            taken: u64::from(level.allocated & !PIDNS_ADDING),
+            pid_max: if own_limits {
+                u64::try_from(level.pid_max).ok()
+            } else {
+                facts.pid_max
+            },
+            alive: level.allocated & PIDNS_ADDING != 0,
+        })
+        .collect()
+}
+
+fn open_files(attempt: &Attempt, facts: &Facts) -> Option<OpenFilesEvidence> {
+    (attempt.valid & valid::MAX_FDS != 0 && attempt.ret == -libc::EMFILE).then(|| {
+        OpenFilesEvidence {
+            table_size: u64::from(attempt.state.max_fds),
+            nr_open: facts.nr_open,
+        }
+    })
+}
+
+fn process(attempt: &Attempt, facts: &Facts) -> Option<ProcessEvidence> {
+    let read = |bit: u32| attempt.valid & bit != 0;
+    let state = &attempt.state;
+    let found = ProcessEvidence {
+        policy: read(valid::POLICY).then_some(state.policy),
+        reset_on_fork: facts.reset_on_fork,
+        seccomp_mode: read(valid::SECCOMP).then_some(state.seccomp_mode),
+        traced: read(valid::PTRACE).then_some(state.ptrace != 0),
+        oom_score_adj: read(valid::OOM_SCORE_ADJ).then_some(state.oom_score_adj),
+        security_modules: facts.security_modules.clone(),
+        sched_ext: facts.sched_ext,
+    };
+    (found != ProcessEvidence::default()).then_some(found)
 }
 
 fn pids(attempt: &Attempt, facts: &Facts) -> Vec<CgroupLevel> {

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 
 use pgfork_trace_common::Check;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::kernel::plan::Method;
 
@@ -71,6 +73,71 @@ pub struct BackendCost {
     pub commit_bytes: Option<u64>,
 }
 
+/// Memory cgroup of the postmaster's path, as its files had it right after the refusal. In bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemcgFact {
+    /// What it is called, and who manages its limit.
+    pub group: CgroupFact,
+    /// Its files are those of cgroup v1.
+    pub v1: bool,
+    /// Memory charged.
+    pub usage: Option<u64>,
+    /// Its limit; absent also for "max".
+    pub limit: Option<u64>,
+    /// Limit of memory and swap together (v1).
+    pub memsw_limit: Option<u64>,
+    /// Kernel memory charged (v1).
+    pub kmem_usage: Option<u64>,
+    /// Its limit (v1).
+    pub kmem_limit: Option<u64>,
+    /// Nobody is killed at the limit (v1).
+    pub oom_kill_disable: Option<bool>,
+}
+
+/// Who in the postmaster's memory cgroup may be killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KillableFact {
+    /// Processes looked at: the postmaster and a sample of its children.
+    pub looked_at: u64,
+    /// How many of them have `oom_score_adj` -1000.
+    pub protected: u64,
+}
+
+/// One line of the kernel log that bears on refused forks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum LogFact {
+    /// `__vm_enough_memory: pid: N, comm: C, ... not enough memory` (6.1 and later).
+    CommitRefused {
+        /// The process, in the initial pid namespace.
+        pid: u32,
+    },
+    /// `cgroup: fork rejected by pids controller in PATH`, once for each cgroup that forks.
+    PidsRejected {
+        /// The cgroup that forked, not the one whose limit it was.
+        path: String,
+    },
+    /// `Out of memory and no killable processes...`.
+    NothingKillable,
+    /// `Memory cgroup out of memory: Killed process N (C)`.
+    CgroupKilled {
+        /// The victim, in the initial pid namespace.
+        pid: u32,
+    },
+    /// `Out of memory: Killed process N (C)`.
+    HostKilled {
+        /// The victim, in the initial pid namespace.
+        pid: u32,
+    },
+    /// `C: page allocation failure: ...`.
+    AllocationFailed {
+        /// Name of the process.
+        comm: String,
+    },
+    /// `audit: out of memory in audit_alloc`.
+    AuditOutOfMemory,
+}
+
 /// Everything read from the host for one verdict. Absent means: could not be read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
@@ -96,6 +163,26 @@ pub struct Facts {
     pub user_tasks: Vec<(String, u64)>,
     /// Process id of the refused process.
     pub pid: u32,
+    /// Release of the kernel: major and minor.
+    pub kernel: Option<(u32, u32)>,
+    /// `kernel.pid_max` of the host: for all pid namespaces where they have none of their own.
+    pub pid_max: Option<u64>,
+    /// `fs.nr_open`.
+    pub nr_open: Option<u64>,
+    /// Memory cgroups on the postmaster's path, own first.
+    pub memory_cgroups: Vec<MemcgFact>,
+    /// Who of the postmaster and its children may be killed.
+    pub killable: Option<KillableFact>,
+    /// The largest accounted mapping of the process, in bytes.
+    pub largest_mapping_bytes: Option<u64>,
+    /// The process has the reset-on-fork flag of its scheduling policy.
+    pub reset_on_fork: Option<bool>,
+    /// Security modules of this kernel.
+    pub security_modules: Vec<String>,
+    /// A BPF scheduler is running.
+    pub sched_ext: Option<bool>,
+    /// Lines of the kernel log from shortly before the refusal on.
+    pub kernel_log: Vec<LogFact>,
 }
 
 /// Which checks could be watched, and how.
@@ -114,5 +201,12 @@ impl Coverage {
     #[must_use]
     pub fn sees(&self, check: Check) -> bool {
         self.hooked.contains(&check)
+    }
+
+    /// Whether this kernel may have the check, but it is not watched. A check that the kernel
+    /// does not have is neither watched nor missing.
+    #[must_use]
+    pub fn misses(&self, check: Check) -> bool {
+        self.not_seen.iter().any(|(missing, _)| *missing == check)
     }
 }

@@ -8,6 +8,7 @@ mod evidence;
 mod facts;
 pub mod findings;
 pub mod headroom;
+mod memcg;
 pub mod memory;
 pub mod oom;
 mod overcommit;
@@ -16,13 +17,15 @@ mod remedy;
 #[cfg(test)]
 mod tests;
 
-pub use causes::{Cause, CauseEntry};
+pub use causes::{Cause, CauseEntry, catalogue};
 pub use evidence::{
-    CgroupLevel, Evidence, NprocEvidence, NprocLevelEvidence, OvercommitEvidence, ThreadsEvidence,
+    CgroupLevel, Evidence, MemcgEvidence, MemcgLevel, NprocEvidence, NprocLevelEvidence,
+    OpenFilesEvidence, OvercommitEvidence, PidNamespaceLevel, ProcessEvidence, ThreadsEvidence,
     UserTasks,
 };
 pub use facts::{
-    BackendCost, CgroupFact, Coverage, Facts, MemoryFacts, OvercommitSettings, UnitFact,
+    BackendCost, CgroupFact, Coverage, Facts, KillableFact, LogFact, MemcgFact, MemoryFacts,
+    OvercommitSettings, UnitFact,
 };
 pub use remedy::Remedy;
 
@@ -92,7 +95,16 @@ pub enum Scope {
         /// 0 is the process's own user namespace, 1 its parent, and so on.
         ancestor: usize,
     },
-    /// The refused process itself.
+    /// A pid namespace.
+    PidNamespace {
+        /// Inode number.
+        inum: u32,
+        /// Depth; 0 is the host's.
+        level: u32,
+        /// 0 is the namespace for the process's children, 1 its parent, and so on.
+        ancestor: usize,
+    },
+    /// The process itself: what was set on it, or how it was started.
     Process,
 }
 
@@ -153,6 +165,9 @@ pub struct Verdict {
     /// Other checks whose numbers also fit, in kernel order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub also_possible: Vec<Considered>,
+    /// Limits behind it that are full as well: without this cause they would have refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also_full: Vec<Considered>,
     /// Checks that do not explain it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ruled_out: Vec<Considered>,
@@ -179,6 +194,7 @@ pub fn judge(attempt: &Attempt, facts: &Facts, coverage: &Coverage) -> Verdict {
         evidence,
         remedy,
         also_possible: decision.also_possible,
+        also_full: decision.also_full,
         ruled_out: decision.ruled_out,
         not_seen: decision.not_seen,
     }

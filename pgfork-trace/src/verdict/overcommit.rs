@@ -15,6 +15,8 @@ use super::{Facts, evidence::OvercommitEvidence, privilege};
 
 /// Strict mode of vm.overcommit_memory.
 pub(super) const STRICT: i32 = 2;
+/// Heuristic mode.
+pub(super) const HEURISTIC: i32 = 0;
 
 pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvidence> {
     let page = facts.page_size;
@@ -27,6 +29,10 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvid
     if mode != Some(STRICT) && call.is_none() {
         return mode.map(|mode| OvercommitEvidence {
             overcommit_memory: Some(mode),
+            largest_mapping_bytes: facts.largest_mapping_bytes,
+            mem_total_bytes: facts.memory.map(|memory| memory.mem_total),
+            swap_total_bytes: facts.memory.map(|memory| memory.swap_total),
+            mem_available_bytes: facts.memory.map(|memory| memory.mem_available),
             ..OvercommitEvidence::default()
         });
     }
@@ -45,6 +51,7 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvid
             .and_then(|call| u64::try_from(call.pages).ok())
             .map(|pages| pages.saturating_mul(page)),
         fork_charge_bytes: facts.fork_charge_bytes,
+        largest_mapping_bytes: facts.largest_mapping_bytes,
         // percpu_counter_read_positive: a negative reading counts as 0.
         committed_bytes: (attempt.valid & valid::COMMITTED != 0)
             .then(|| u64::try_from(attempt.overcommit.committed_pages).unwrap_or(0))

@@ -1,13 +1,20 @@
 //! What to change, with numbers computed from the evidence.
 
+mod memory;
+mod process;
+mod scope;
+mod tasks;
+
 use pgfork_trace_common::PIDS_MAX;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
     Cause, Evidence, Facts, MemoryFacts, NprocLevelEvidence, OvercommitEvidence,
-    OvercommitSettings, Scope, evidence::CgroupLevel,
+    OvercommitSettings, evidence::CgroupLevel,
 };
+
+pub(super) use scope::scope;
 
 /// A change that lets the refused fork pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -25,41 +32,6 @@ const FEWEST_BACKENDS: u64 = 10;
 /// What a remedy aims for, where memory allows.
 const WANTED_BACKENDS: u64 = 50;
 
-pub(super) fn scope(cause: Cause, evidence: &Evidence) -> Option<Scope> {
-    match cause {
-        Cause::CommitLimit => Some(Scope::Host),
-        Cause::PidsCgroupMax => {
-            let (ancestor, level) = evidence
-                .pids
-                .iter()
-                .enumerate()
-                .find(|(_, level)| level.is_full())?;
-            Some(Scope::Cgroup {
-                path: level.path.clone(),
-                cgroup_id: level.cgroup_id,
-                ancestor,
-                unit: level.unit.clone(),
-                property: level.property.clone(),
-                container: level.container.clone(),
-            })
-        }
-        Cause::RlimitNproc => {
-            let nproc = evidence.nproc.as_ref()?;
-            let (ancestor, level) = nproc
-                .levels
-                .iter()
-                .enumerate()
-                .find(|(_, level)| level.is_full())?;
-            Some(Scope::User {
-                uid: nproc.uid.filter(|_| ancestor == 0),
-                userns_inum: level.userns_inum,
-                ancestor,
-            })
-        }
-        _ => None,
-    }
-}
-
 pub(super) fn remedies(cause: Cause, evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     match cause {
         Cause::CommitLimit => evidence
@@ -69,7 +41,17 @@ pub(super) fn remedies(cause: Cause, evidence: &Evidence, facts: &Facts) -> Vec<
             .unwrap_or_default(),
         Cause::PidsCgroupMax => pids(evidence, facts),
         Cause::RlimitNproc => nproc(evidence, facts),
-        _ => Vec::new(),
+        Cause::ThreadsMax => tasks::threads(evidence, facts),
+        Cause::PidSpaceExhausted => tasks::numbers(evidence, facts),
+        Cause::OvercommitHeuristic => evidence
+            .overcommit
+            .as_ref()
+            .map(memory::heuristic)
+            .unwrap_or_default(),
+        Cause::MemcgNoVictim => memory::no_victim(evidence, facts),
+        Cause::MemcgOomKillDisabled => memory::oom_kill_disabled(evidence, facts),
+        Cause::MemcgKmemLimitV1 => memory::kernel_memory(facts),
+        _ => process::remedies(cause, evidence, facts),
     }
 }
 

@@ -79,6 +79,7 @@ pub(super) fn refusal(clock: &str, refusal: &Refusal, style: Style) -> String {
         block.rows("ruled out", considered(&verdict.ruled_out));
     }
     block.rows("possible", considered(&verdict.also_possible));
+    block.rows("also full", considered(&verdict.also_full));
     if verdict.certainty == Certainty::Unknown {
         block.rows("not seen", not_seen(&verdict.not_seen));
     }
@@ -175,6 +176,8 @@ pub(super) fn cause(
             path: Some(path), ..
         }) => format!(" ({})", name(path)),
         Some(Scope::User { uid: Some(uid), .. }) => format!(" (uid {uid})"),
+        Some(Scope::PidNamespace { level: 0, .. }) => " (the host's)".to_owned(),
+        Some(Scope::PidNamespace { inum, .. }) => format!(" (pid namespace {inum})"),
         _ => String::new(),
     };
     let length = entry.id.len() + 2 + entry.title.len() + whose.chars().count();
@@ -240,11 +243,10 @@ pub(super) fn not_seen(all: &[String]) -> Vec<String> {
 
 pub(super) fn remedies(cause: Cause, remedies: &[Remedy], style: Style) -> Vec<String> {
     if remedies.is_empty() {
-        let why = match cause {
-            Cause::Unknown => "none: no limit is proven to be the cause",
-            _ => "none could be computed: some of its numbers were not readable",
-        };
-        return vec![why.to_owned()];
+        return vec![match cause {
+            Cause::Unknown => "none: no limit is proven to be the cause".to_owned(),
+            cause => format!("in general: {}", cause.entry().remedy),
+        }];
     }
     // Ways to more commit limit stand for each other; limits on one path, or now and later, go together.
     let joint = match cause {

@@ -1,5 +1,7 @@
 //! The numbers behind a cause, in terms that visibly add up.
 
+mod states;
+
 use super::{
     super::{
         escape::name,
@@ -27,7 +29,8 @@ pub(super) fn lines(verdict: &Verdict) -> Vec<String> {
             .unwrap_or_default(),
         Cause::PidsCgroupMax => pids(evidence),
         Cause::RlimitNproc => evidence.nproc.as_ref().map(nproc).unwrap_or_default(),
-        _ => unknown(evidence),
+        Cause::Unknown => unknown(evidence),
+        cause => states::lines(cause, evidence),
     }
 }
 
@@ -271,6 +274,8 @@ fn unknown(evidence: &Evidence) -> Vec<String> {
     if evidence.pid_namespace_alive == Some(false) {
         rows.push("the init process of the pid namespace is gone".to_owned());
     }
+    rows.extend(states::memory_cgroups(evidence));
+    rows.extend(states::kernel_log(evidence));
     rows
 }
 

@@ -1,7 +1,7 @@
 //! Small builders of refusals and facts.
 
 use pgfork_trace_common::{
-    Attempt, Check, Failed, NprocLevel, Overcommit, PidsLevel, record, source, valid,
+    Attempt, Check, Failed, NprocLevel, Overcommit, PidnsLevel, PidsLevel, record, source, valid,
 };
 
 use crate::{
@@ -155,6 +155,35 @@ impl Build {
         self
     }
 
+    /// The levels of pid namespaces from the child's upwards; the last is the host's.
+    pub(super) fn pid_namespaces(mut self, levels: &[(u32, i32)]) -> Self {
+        for (number, (taken, pid_max)) in levels.iter().enumerate() {
+            self.0.pidns[number] = PidnsLevel {
+                inum: 4_026_530_000 + number as u32,
+                allocated: 1 << 31 | taken,
+                pid_max: *pid_max,
+                level: (levels.len() - 1 - number) as u32,
+            };
+        }
+        self.0.pidns_levels = levels.len() as u32;
+        self.with(valid::PIDNS | valid::PIDNS_PID_MAX)
+    }
+
+    /// The memory cgroup at its limit, in pages, as `try_to_free_mem_cgroup_pages` had it.
+    pub(super) fn memcg(mut self, cgroup_id: u64, usage: i64, max: i64) -> Self {
+        self.0.memcg.cgroup_id = cgroup_id;
+        self.0.memcg.usage = usage;
+        self.0.memcg.max = max;
+        self.0.memcg.reclaims += 17;
+        self.with(valid::MEMCG_RECLAIM)
+            .reached(Check::TryToFreeMemCgroupPages)
+    }
+
+    pub(super) fn flags(mut self, flags: u64) -> Self {
+        self.0.clone_flags = flags;
+        self
+    }
+
     pub(super) fn total_vm(mut self, bytes: u64) -> Self {
         self.0.state.total_vm_pages = bytes / PAGE;
         self.0.valid |= valid::MM;
@@ -211,6 +240,26 @@ pub(super) fn all_hooks() -> Coverage {
         method: Method::Fexit,
         hooked: Check::ALL.into_iter().collect(),
         not_seen: Vec::new(),
+    }
+}
+
+/// What is attached before anything is armed, of a kernel that has all checks.
+pub(super) fn base_hooks() -> Coverage {
+    let hooked = Check::ALL.into_iter().filter(|check| {
+        !matches!(
+            check,
+            Check::DupMmap
+                | Check::VmAreaDup
+                | Check::AnonVmaFork
+                | Check::CopyPageRange
+                | Check::TryCharge
+                | Check::MemcgKmemCharge
+                | Check::MemcgKmemChargePage
+        ) && *check < Check::VmMmapPgoff
+    });
+    Coverage {
+        hooked: hooked.collect(),
+        ..all_hooks()
     }
 }
 

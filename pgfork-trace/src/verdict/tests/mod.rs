@@ -1,11 +1,17 @@
 //! Verdicts on refusals made by hand: every branch, with the kernel's own predicate as the judge.
 
 mod build;
+mod inline;
+mod memory;
 mod nproc;
 mod overcommit;
 mod pids;
+mod process;
+mod remedies;
+mod returned;
 mod state;
 mod unknown;
+mod without_hooks;
 
 use build::*;
 use pgfork_trace_common::{Attempt, Check};

@@ -31,12 +31,13 @@ fn case(
         coverage,
         cause: expected.0,
         certainty: expected.1,
-        check: (expected.0 != Cause::Unknown).then_some(NAME).flatten(),
+        check: (expected.0 == Cause::RlimitNproc).then_some(NAME).flatten(),
     }
 }
 
 const OBSERVED: (Cause, Certainty) = (Cause::RlimitNproc, Certainty::Observed);
 const DEDUCED: (Cause, Certainty) = (Cause::RlimitNproc, Certainty::Deduced);
+const THREADS: (Cause, Certainty) = (Cause::ThreadsMax, Certainty::Deduced);
 const UNKNOWN: (Cause, Certainty) = (Cause::Unknown, Certainty::Unknown);
 
 #[test]
@@ -54,18 +55,18 @@ fn the_check_is_necessary_and_the_exemption_decides() {
             all_hooks(),
             OBSERVED,
         ),
-        case("root", root(overlimit(FULL)), all_hooks(), UNKNOWN),
+        case("root", root(overlimit(FULL)), all_hooks(), THREADS),
         case(
             "CAP_SYS_ADMIN",
             admin(overlimit(FULL)),
             all_hooks(),
-            UNKNOWN,
+            THREADS,
         ),
         case(
             "CAP_SYS_RESOURCE",
             resource(overlimit(FULL)),
             all_hooks(),
-            UNKNOWN,
+            THREADS,
         ),
         case(
             "capabilities of a nested user namespace do not exempt",
@@ -78,7 +79,7 @@ fn the_check_is_necessary_and_the_exemption_decides() {
             "the host's root in a nested user namespace",
             root(overlimit(nested)),
             all_hooks(),
-            UNKNOWN,
+            THREADS,
         ),
         case(
             "credentials unreadable",
@@ -140,23 +141,20 @@ fn how_far_the_fork_came_decides() {
 }
 
 #[test]
-fn an_exempt_process_over_its_limit_is_said_to_be_so() {
+fn an_exempt_process_over_its_limit_met_the_next_one() {
+    // kernel.threads-max comes next, holds for root too, and is inline.
     let attempt = overlimit(FULL).credentials(0, 0).threads(900, 900).done();
     let verdict = judge(&attempt, &facts(), &all_hooks());
-    assert_eq!(verdict.cause, Cause::Unknown);
-    // kernel.threads-max comes next, holds for root too, and is inline.
-    assert_eq!(whats(&verdict.also_possible), ["kernel.threads-max"]);
-    let nproc = verdict
-        .ruled_out
-        .iter()
-        .find(|it| it.what == "RLIMIT_NPROC")
-        .unwrap();
-    assert!(nproc.why.contains("exempt"), "{}", nproc.why);
+    assert_eq!(verdict.cause, Cause::ThreadsMax);
     assert!(
-        verdict.because.contains("none of the 23 watched checks"),
+        verdict
+            .because
+            .contains("the process is exempt from RLIMIT_NPROC"),
         "{}",
         verdict.because
     );
+    assert!(verdict.also_possible.is_empty());
+    assert_eq!(verdict.evidence.nproc.unwrap().exempt, Some(true));
 }
 
 #[test]

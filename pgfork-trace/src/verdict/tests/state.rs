@@ -25,12 +25,7 @@ fn plain(ret: Option<i32>) -> Build {
         .total_vm(GIB)
 }
 
-fn case(
-    name: &'static str,
-    attempt: Build,
-    facts: Facts,
-    expected: Option<(Cause, &'static str)>,
-) -> Case {
+fn case(name: &'static str, attempt: Build, facts: Facts, expected: Expected) -> Case {
     Case {
         name,
         attempt: attempt.done(),
@@ -38,13 +33,17 @@ fn case(
         coverage: no_hooks(),
         cause: expected.map_or(Cause::Unknown, |(cause, _)| cause),
         certainty: expected.map_or(Certainty::Unknown, |_| Certainty::Deduced),
-        check: expected.map(|(_, check)| check),
+        check: expected.and_then(|(_, check)| check),
     }
 }
 
-const PIDS: Option<(Cause, &str)> = Some((Cause::PidsCgroupMax, "pids_can_fork"));
-const NPROC: Option<(Cause, &str)> = Some((Cause::RlimitNproc, "is_rlimit_overlimit"));
-const COMMIT: Option<(Cause, &str)> = Some((Cause::CommitLimit, "__vm_enough_memory"));
+type Expected = Option<(Cause, Option<&'static str>)>;
+
+const THREADS: Expected = Some((Cause::ThreadsMax, None));
+const DYING: Expected = Some((Cause::PidNamespaceDying, Some("alloc_pid")));
+const PIDS: Expected = Some((Cause::PidsCgroupMax, Some("pids_can_fork")));
+const NPROC: Expected = Some((Cause::RlimitNproc, Some("is_rlimit_overlimit")));
+const COMMIT: Expected = Some((Cause::CommitLimit, Some("__vm_enough_memory")));
 
 #[test]
 fn the_first_that_fits_in_the_kernels_order_is_deduced() {
@@ -67,10 +66,10 @@ fn the_first_that_fits_in_the_kernels_order_is_deduced() {
             PIDS,
         ),
         case(
-            "threads-max comes before pids and is not in the catalogue",
+            "threads-max comes before pids, and has no function",
             full_pids(again().threads(900, 900)),
             facts(),
-            None,
+            THREADS,
         ),
         case(
             "nproc comes before threads-max",
@@ -94,7 +93,7 @@ fn the_first_that_fits_in_the_kernels_order_is_deduced() {
 }
 
 #[test]
-fn what_is_not_in_the_catalogue_keeps_later_checks_from_being_blamed() {
+fn what_is_not_exact_keeps_later_checks_from_being_blamed() {
     let full_pids = |build: Build| build.pids(&[(40, 500), (90, 90)]);
     let again = || plain(Some(EAGAIN));
     assert_cases(vec![
@@ -185,10 +184,10 @@ fn enomem_is_held_against_the_whole_fork() {
             None,
         ),
         case(
-            "pid namespace without init, not in the catalogue",
+            "pid namespace without init",
             nomem().pid_namespace(5),
             facts(),
-            None,
+            DYING,
         ),
         case(
             "the commit limit comes before the pid namespace",
@@ -326,7 +325,7 @@ fn threads_come_from_proc_where_the_kernel_hides_them() {
     facts.threads = Some((900, 900));
     let verdict = judge(&attempt, &facts, &no_hooks());
     assert_eq!(verdict.evidence.threads.unwrap().tasks, 900);
-    assert_eq!(whats(&verdict.also_possible), ["kernel.threads-max"]);
+    assert_eq!(verdict.cause, Cause::ThreadsMax);
 }
 
 #[test]

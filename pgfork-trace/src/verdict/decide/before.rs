@@ -1,0 +1,216 @@
+//! What answers before the kernel's fork path: syscall user dispatch, a tracer, a seccomp filter,
+//! in this order (`syscall_trace_enter`, kernel/entry/common.c 5.10 to 6.12, 6.18 and 7.2 beside).
+
+use pgfork_trace_common::{Check, source};
+
+use super::{
+    super::{
+        Cause, Considered, LogFact,
+        candidates::{Candidate, EAGAIN, EMFILE, ENOMEM, Numbers},
+        errno_name,
+    },
+    Found,
+    returned::allocation_logged,
+    view::View,
+};
+
+/// `SECCOMP_MODE_FILTER` (include/uapi/linux/seccomp.h).
+const SECCOMP_FILTER: u32 = 2;
+const FILTER: &str = "seccomp filter";
+const TRACER: &str = "tracer";
+
+/// Whether the process has a filter; `None` where that could not be read.
+fn filtered(view: &View) -> Option<bool> {
+    let mode = view.evidence.process.as_ref()?.seccomp_mode?;
+    Some(mode == SECCOMP_FILTER)
+}
+
+fn traced(view: &View) -> Option<bool> {
+    view.evidence.process.as_ref()?.traced
+}
+
+/// `fork()` failed although `kernel_clone`, which is hooked, was not entered.
+pub(super) fn kernel_clone(view: &View) -> Option<Found> {
+    let errno = view
+        .ret
+        .map_or_else(String::new, |ret| format!(" with {}", errno_name(ret)));
+    let not_entered = format!(
+        "fork() of the C library failed{errno}, and the kernel's fork path was not entered"
+    );
+    match (filtered(view), traced(view)) {
+        // A tracer that only watches changes nothing; a filter is there to refuse.
+        (Some(true), attached) => {
+            let found = Found::deduced(
+                Cause::SeccompDenied,
+                None,
+                format!("{not_entered}; the process has a seccomp filter"),
+            );
+            Some(if attached == Some(true) {
+                found.or(TRACER, "one is attached, and it may answer by itself")
+            } else {
+                found
+            })
+        }
+        (Some(false), Some(true)) => Some(Found::deduced(
+            Cause::PtraceOrUserDispatch,
+            None,
+            format!("{not_entered}; the process has no seccomp filter, and a tracer is attached"),
+        )),
+        (Some(false), Some(false)) => Some(Found::deduced(
+            Cause::PtraceOrUserDispatch,
+            None,
+            format!(
+                "{not_entered}; the process has neither a seccomp filter nor a tracer, which leaves syscall user dispatch"
+            ),
+        )),
+        _ => None,
+    }
+}
+
+/// Without hooks, and no limit explains it: what has no numbers.
+pub(super) fn without_hooks(view: &View, candidates: &[Candidate]) -> Option<Found> {
+    let ret = view.ret?;
+    if ret == ENOMEM && allocation_logged(view) {
+        return Some(Found::deduced(
+            Cause::KernelMemoryExhausted,
+            None,
+            "fork failed with ENOMEM, and the kernel log has a failed allocation of this process"
+                .to_owned(),
+        ));
+    }
+    let limits = [EAGAIN, ENOMEM, EMFILE];
+    if limits.contains(&ret) {
+        return by_filter_alone(view, candidates);
+    }
+    by_veto(view, ret)
+}
+
+/// A filter may say EAGAIN or ENOMEM as well; that it did is what is left when every check that
+/// says so was read and is far from refusing.
+fn by_filter_alone(view: &View, candidates: &[Candidate]) -> Option<Found> {
+    let far = candidates
+        .iter()
+        .filter(|it| view.gives(it.errno))
+        .all(|it| matches!(it.numbers, Numbers::DoNotFit(_)));
+    let reclaimed = view.reached(Check::TryToFreeMemCgroupPages);
+    let host_is_short = view.evidence.kernel_log.iter().any(|line| {
+        matches!(
+            line,
+            LogFact::AllocationFailed { .. } | LogFact::HostKilled { .. }
+        )
+    });
+    if !far || reclaimed || host_is_short || filtered(view) != Some(true) {
+        return None;
+    }
+    let found = Found::deduced(
+        Cause::SeccompDenied,
+        None,
+        format!(
+            "fork failed with {}, every limit that gives it was read and is far away, and the process has a seccomp filter, which may give any error",
+            errno_name(view.attempt.ret)
+        ),
+    );
+    Some(with_vetoes(view, found, Cause::SeccompDenied))
+}
+
+/// No limit gives this error: a filter, a tracer, a security module or a BPF scheduler did.
+fn by_veto(view: &View, ret: i32) -> Option<Found> {
+    let errno = errno_name(ret);
+    let so = |cause, who: &str| {
+        let because = format!("fork failed with {errno}, which no limit gives, and {who}");
+        Some(with_vetoes(
+            view,
+            Found::deduced(cause, None, because),
+            cause,
+        ))
+    };
+    match (filtered(view), traced(view)) {
+        (Some(true), _) => so(Cause::SeccompDenied, "the process has a seccomp filter"),
+        (Some(false), Some(true)) => so(Cause::PtraceOrUserDispatch, "a tracer is attached"),
+        (Some(false), Some(false)) if !modules(view).is_empty() => so(
+            Cause::LsmDenied,
+            &format!(
+                "of what may veto there is only a security module ({})",
+                modules(view).join(", ")
+            ),
+        ),
+        (Some(false), Some(false)) if scheduler(view) => so(
+            Cause::SchedExtRejected,
+            "of what may veto there is only a BPF scheduler",
+        ),
+        _ => None,
+    }
+}
+
+/// Security modules without a say in fork: they have no `task_alloc` hook, or one that cannot
+/// refuse (security/, 5.10 to 7.2).
+const HARMLESS: [&str; 10] = [
+    "capability",
+    "lockdown",
+    "landlock",
+    "yama",
+    "loadpin",
+    "safesetid",
+    "integrity",
+    "ima",
+    "evm",
+    "apparmor",
+];
+
+fn modules<'a>(view: &'a View) -> Vec<&'a str> {
+    let process = view.evidence.process.as_ref();
+    let all = process.map(|it| it.security_modules.as_slice());
+    all.unwrap_or_default()
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !HARMLESS.contains(name))
+        .collect()
+}
+
+fn scheduler(view: &View) -> bool {
+    view.evidence.process.as_ref().and_then(|it| it.sched_ext) == Some(true)
+}
+
+/// Names the others that may veto, in the kernel's order.
+fn with_vetoes(view: &View, mut found: Found, chosen: Cause) -> Found {
+    if traced(view) == Some(true) && chosen != Cause::PtraceOrUserDispatch {
+        found = found.or(TRACER, "one is attached, and it may answer by itself");
+    }
+    if chosen != Cause::LsmDenied && !modules(view).is_empty() {
+        found = found.or(
+            "security module",
+            &format!("{} may refuse with any error", modules(view).join(", ")),
+        );
+    }
+    if chosen != Cause::SchedExtRejected && scheduler(view) {
+        found = found.or(
+            "BPF scheduler",
+            "one is running, and may refuse with any error",
+        );
+    }
+    found
+}
+
+/// For a refusal that nothing explains.
+pub(super) fn possible(view: &View) -> Vec<Considered> {
+    let mut possible = Vec::new();
+    let mut add = |what, why: &str| {
+        possible.push(Considered {
+            what,
+            why: why.to_owned(),
+        });
+    };
+    if view.attempt.source != source::LIBC_FORK {
+        return possible;
+    }
+    if traced(view) == Some(true) {
+        add(TRACER, "one is attached, and it may answer by itself");
+    }
+    if filtered(view) == Some(true) {
+        add(
+            FILTER,
+            "the process has one, and it may refuse with any error",
+        );
+    }
+    possible
+}

@@ -1,0 +1,115 @@
+//! Memory cgroups: any allocation of a fork may be the one that is refused, so the stage says
+//! nothing (mm/memcontrol.c `try_charge`, 5.10; `try_charge_memcg`, 6.1 to 7.2).
+
+use pgfork_trace_common::Check;
+
+use super::{
+    super::{Cause, candidates::ENOMEM},
+    Found,
+    view::{View, name},
+};
+
+pub(super) fn cgroup(view: &View) -> Option<Found> {
+    if view.attempt.ret != ENOMEM {
+        return None;
+    }
+    no_victim(view)
+        .or_else(|| kernel_memory(view))
+        .or_else(|| oom_kill_disabled(view))
+        .or_else(|| dying(view))
+}
+
+/// The OOM killer found nobody, and the charge was refused for it.
+fn no_victim(view: &View) -> Option<Found> {
+    let check = Check::MemCgroupOutOfMemory;
+    view.failing(check)?;
+    Some(Found::observed(
+        Cause::MemcgNoVictim,
+        check,
+        format!(
+            "{} was seen returning false in this fork, which ended with ENOMEM; {}",
+            name(check),
+            view.how_far()
+        ),
+    ))
+}
+
+/// mm/memcontrol.c `__memcg_kmem_charge`, 5.10: the charge to memory comes first, and fails only
+/// after reclaim; the limit of kernel memory refuses at once.
+fn kernel_memory(view: &View) -> Option<Found> {
+    let check = Check::MemcgKmemCharge;
+    if view.failing(check) == Some(ENOMEM) {
+        let charged = if view.sees(Check::TryCharge) {
+            view.failing(Check::TryCharge).is_none()
+        } else {
+            view.sees(Check::TryToFreeMemCgroupPages)
+                && !view.reached(Check::TryToFreeMemCgroupPages)
+        };
+        return charged.then(|| {
+            let because = format!(
+                "{} was seen returning -ENOMEM in this fork, and the charge to memory itself was not refused",
+                name(check)
+            );
+            Found::observed(Cause::MemcgKmemLimitV1, check, because)
+        });
+    }
+    let memcg = view.evidence.memcg.as_ref()?;
+    let (_, level) = memcg.refusing_kernel_memory()?;
+    let reclaimed = view.reached(Check::TryToFreeMemCgroupPages);
+    (!view.sees(check) && !reclaimed).then(|| {
+        let because = format!(
+            "the fork ended with ENOMEM, and a cgroup has {} bytes of kernel memory of {}; {}",
+            level.kmem_usage_bytes.unwrap_or(0),
+            level.kmem_limit_bytes.unwrap_or(0),
+            view.how_far()
+        );
+        Found::deduced(Cause::MemcgKmemLimitV1, Some(check), because)
+    })
+}
+
+/// Whether a charge was seen being refused, which takes the armed checks.
+fn charge_refused(view: &View) -> Option<Check> {
+    [Check::TryCharge, Check::MemcgKmemChargePage]
+        .into_iter()
+        .find(|check| view.failing(*check) == Some(ENOMEM))
+}
+
+/// Nobody is killed, so the OOM killer is not even asked (mm/memcontrol.c `mem_cgroup_oom`, v1).
+fn oom_kill_disabled(view: &View) -> Option<Found> {
+    let (_, level) = view.evidence.memcg.as_ref()?.refusing()?;
+    if level.oom_kill_disable != Some(true) || !view.reached(Check::TryToFreeMemCgroupPages) {
+        return None;
+    }
+    let standing = "the cgroup at its limit has oom_kill_disable set";
+    if let Some(check) = charge_refused(view) {
+        let because = format!(
+            "{} was seen returning -ENOMEM in this fork, and {standing}",
+            name(check)
+        );
+        return Some(Found::observed(Cause::MemcgOomKillDisabled, check, because));
+    }
+    // Watched and not refused: reclaim helped.
+    (!view.sees(Check::TryCharge)).then(|| {
+        let because = format!(
+            "memory was reclaimed for this fork, {standing}, and it ended with ENOMEM; {}",
+            view.how_far()
+        );
+        Found::deduced(Cause::MemcgOomKillDisabled, Some(Check::TryCharge), because)
+    })
+}
+
+/// A charge that may wait is refused for three reasons only; two are excluded.
+fn dying(view: &View) -> Option<Found> {
+    let check = charge_refused(view)?;
+    let (_, level) = view.evidence.memcg.as_ref()?.refusing()?;
+    let excluded = view.sees(Check::MemCgroupOutOfMemory)
+        && level.oom_kill_disable != Some(true)
+        && view.reached(Check::TryToFreeMemCgroupPages);
+    excluded.then(|| {
+        let because = format!(
+            "{} was seen returning -ENOMEM in this fork, though the OOM killer is on and did not fail: only a process that is being killed is refused then",
+            name(check)
+        );
+        Found::deduced(Cause::MemcgDyingTask, Some(check), because)
+    })
+}

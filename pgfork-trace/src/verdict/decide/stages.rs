@@ -1,0 +1,207 @@
+//! Checks without a function of their own: how far the fork came tells them apart.
+
+use pgfork_trace_common::Check;
+
+use super::{
+    super::{
+        Cause, Coverage, LogFact,
+        candidates::{EAGAIN, ENOMEM},
+    },
+    Found,
+    returned::allocation_logged,
+    view::{View, name},
+};
+
+const CLONE_FS: u64 = 0x200;
+const CLONE_NEWUSER: u64 = 0x1000_0000;
+const CLONE_PIDFD: u64 = 0x1000;
+
+pub(super) fn inline(view: &View) -> Option<Found> {
+    match -view.attempt.ret {
+        libc::EINVAL | libc::EPERM => flags(view),
+        libc::EAGAIN => exec_race(view),
+        libc::ENOMEM => namespace_died(view),
+        libc::EINTR => fatal_signal(view),
+        _ => None,
+    }
+}
+
+/// Combinations of flags are tested before anything is copied (kernel/fork.c `kernel_clone` and
+/// `copy_process`, 5.10 to 7.2); Debian's and Ubuntu's kernel.unprivileged_userns_clone as well.
+fn flags(view: &View) -> Option<Found> {
+    let watched = view.sees(Check::CopyCreds) && view.sees(Check::ArchDupTaskStruct);
+    if !watched || view.last_stage().is_some() {
+        return None;
+    }
+    let nothing = "the fork ended before anything was copied";
+    if view.attempt.ret == -libc::EINVAL {
+        return Some(Found::deduced(
+            Cause::InvalidCloneFlags,
+            None,
+            format!("{nothing}, where only contradicting flags give EINVAL"),
+        ));
+    }
+    (view.flags(CLONE_NEWUSER) == Some(true)).then(|| {
+        Found::deduced(
+            Cause::NamespaceDenied,
+            None,
+            format!(
+                "{nothing}, with EPERM and CLONE_NEWUSER: kernel.unprivileged_userns_clone is 0"
+            ),
+        )
+    })
+}
+
+/// kernel/fork.c `copy_fs`, 5.10 to 7.2: only with `CLONE_FS`, behind `copy_files` and before
+/// `copy_namespaces`.
+fn exec_race(view: &View) -> Option<Found> {
+    let watched = [
+        Check::SchedFork,
+        Check::SecurityTaskAlloc,
+        Check::CopyNamespaces,
+    ];
+    let window = watched.iter().all(|check| view.sees(*check))
+        && view.reached(Check::SecurityTaskAlloc)
+        && view.got_past(Check::CopyFsStruct).is_none()
+        && !view.reached(Check::CopyFsStruct);
+    (view.attempt.ret == EAGAIN && window && view.flags(CLONE_FS) == Some(true)).then(|| {
+        Found::deduced(
+            Cause::ExecRaceFs,
+            None,
+            "the fork ended with EAGAIN between security_task_alloc and copy_namespaces, with CLONE_FS: another task that shares its working directory is in execve".to_owned(),
+        )
+    })
+}
+
+/// kernel/fork.c `copy_process`, 5.10 to 7.2: under tasklist_lock, once more.
+fn namespace_died(view: &View) -> Option<Found> {
+    if !view.reached(Check::CgroupCancelFork) {
+        return None;
+    }
+    let found = Found::deduced(
+        Cause::PidNamespaceDyingLate,
+        Some(Check::CgroupCancelFork),
+        "the fork ended with ENOMEM behind cgroup_can_fork, where only a pid namespace that has just lost its init gives it"
+            .to_owned(),
+    );
+    Some(if view.coverage.misses(Check::SchedCgroupFork) {
+        found.or(
+            "a BPF scheduler",
+            "it is asked there too, and that could not be watched",
+        )
+    } else {
+        found
+    })
+}
+
+fn fatal_signal(view: &View) -> Option<Found> {
+    let how = if view.reached(Check::CgroupCancelFork) {
+        "the fork ended with EINTR behind cgroup_can_fork"
+    } else if view.sees(Check::CgroupCancelFork) {
+        return None;
+    } else {
+        "the fork ended with EINTR"
+    };
+    let only = "which only a signal that ends the process gives";
+    let victim = LogFact::CgroupKilled {
+        pid: view.attempt.tgid,
+    };
+    if view.evidence.kernel_log.contains(&victim) {
+        return Some(Found::deduced(
+            Cause::MemcgOomKilledForker,
+            Some(Check::CgroupCancelFork),
+            format!(
+                "{how}, {only}, and the kernel log says that the OOM killer of a memory cgroup killed this process"
+            ),
+        ));
+    }
+    Some(Found::deduced(
+        Cause::FatalSignal,
+        Some(Check::CgroupCancelFork),
+        format!("{how}, {only}"),
+    ))
+}
+
+/// Checks that give ENOMEM for a reason of their own: where one could not be watched and the fork
+/// did not get past it, it may be the one.
+const OTHER_REASONS: [Check; 8] = [
+    Check::CopyCreds,
+    Check::AuditAlloc,
+    Check::SecurityTaskAlloc,
+    Check::DupFd,
+    Check::VmEnoughMemory,
+    Check::CopyNamespaces,
+    Check::AllocPid,
+    Check::CgroupCanFork,
+];
+
+/// ENOMEM, and nothing that was watched refused: the kernel itself had no memory.
+pub(super) fn kernel_memory(view: &View) -> Option<Found> {
+    if view.attempt.ret != ENOMEM || view.contradicts() || view.attempt.trail_lost > 0 {
+        return None;
+    }
+    let unseen = OTHER_REASONS
+        .iter()
+        .any(|check| !view.sees(*check) && view.got_past(*check).is_none());
+    let cgroups = memory_cgroups_watched(view.coverage);
+    let pidfd = view.flags(CLONE_PIDFD) == Some(true);
+    if unseen || !cgroups || pidfd {
+        return None;
+    }
+    let (cause, place) = place(view);
+    let logged = if allocation_logged(view) {
+        "; the kernel log has a failed allocation of this process"
+    } else {
+        ""
+    };
+    let mut found = Found::deduced(
+        cause,
+        None,
+        format!(
+            "the fork ended with ENOMEM {place}, and no limit and no memory cgroup was seen refusing{logged}"
+        ),
+    );
+    if view.reached(Check::TryToFreeMemCgroupPages) {
+        found = found.or(
+            "memory cgroup",
+            "one was at its limit in this fork; whether it refused was not seen",
+        );
+    }
+    let in_copy_mm = view.reached(Check::PgdAlloc) && view.got_past(Check::CopyPageRange).is_none();
+    if in_copy_mm {
+        found = found.or(
+            "a fatal signal",
+            "while memory is copied the kernel reports it as ENOMEM",
+        );
+    }
+    Some(found)
+}
+
+fn memory_cgroups_watched(coverage: &Coverage) -> bool {
+    coverage.sees(Check::MemCgroupOutOfMemory) && coverage.sees(Check::TryToFreeMemCgroupPages)
+}
+
+/// What was being made where the fork ended. Until `copy_creds` that is the task itself
+/// (kernel/fork.c `dup_task_struct`): its stack comes after `arch_dup_task_struct` in 6.1 and
+/// later, and before it in 5.10.
+fn place(view: &View) -> (Cause, String) {
+    let behind = view.last_stage();
+    match behind {
+        None if view.sees(Check::ArchDupTaskStruct) => (
+            Cause::KernelMemoryExhausted,
+            "before arch_dup_task_struct, for the task itself (in 5.10: or its stack)".to_owned(),
+        ),
+        Some(Check::ArchDupTaskStruct) => (
+            Cause::KernelStackAllocFailed,
+            "between arch_dup_task_struct and copy_creds, where the stack is made".to_owned(),
+        ),
+        Some(check) => (
+            Cause::KernelMemoryExhausted,
+            format!("behind {}", name(check)),
+        ),
+        None => (
+            Cause::KernelMemoryExhausted,
+            "at a stage that is not known".to_owned(),
+        ),
+    }
+}

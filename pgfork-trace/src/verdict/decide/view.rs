@@ -1,0 +1,160 @@
+//! One refusal with what is known of it, as the phases of the decision ask it.
+
+use pgfork_trace_common::{Attempt, Check, source, valid};
+
+use super::super::{
+    Coverage, Evidence,
+    candidates::{Candidate, ENOMEM},
+    failed_checks,
+};
+use crate::kernel::plan;
+
+pub(super) struct View<'a> {
+    pub(super) attempt: &'a Attempt,
+    pub(super) evidence: &'a Evidence,
+    pub(super) coverage: &'a Coverage,
+    /// The result, where it could be read.
+    pub(super) ret: Option<i32>,
+}
+
+/// The kernel function of a check.
+pub(super) fn name(check: Check) -> &'static str {
+    plan::row(check).function()
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(
+        attempt: &'a Attempt,
+        evidence: &'a Evidence,
+        coverage: &'a Coverage,
+    ) -> Self {
+        Self {
+            attempt,
+            evidence,
+            coverage,
+            ret: (attempt.valid & valid::RET != 0).then_some(attempt.ret),
+        }
+    }
+
+    /// Whether the kernel's fork path is hooked.
+    pub(super) fn hooked(&self) -> bool {
+        self.coverage.sees(Check::KernelClone)
+    }
+
+    pub(super) fn sees(&self, check: Check) -> bool {
+        self.coverage.sees(check)
+    }
+
+    pub(super) fn reached(&self, check: Check) -> bool {
+        self.attempt.stages & check.bit() != 0
+    }
+
+    pub(super) fn read(&self, bit: u32) -> bool {
+        self.attempt.valid & bit != 0
+    }
+
+    /// Whether the fork may have ended with this error.
+    pub(super) fn gives(&self, errno: i32) -> bool {
+        self.ret.is_none_or(|ret| ret == errno)
+    }
+
+    /// Whether these flags were given; `None` where flags were not seen.
+    pub(super) fn flags(&self, any_of: u64) -> Option<bool> {
+        (self.attempt.clone_flags != 0).then_some(self.attempt.clone_flags & any_of != 0)
+    }
+
+    /// What this check returned when it failed.
+    pub(super) fn failing(&self, wanted: Check) -> Option<i32> {
+        failed_checks(self.attempt)
+            .find(|(check, _)| *check == wanted)
+            .map(|(_, ret)| ret)
+    }
+
+    /// Whether this check ended the fork: with its error, or with a null pointer, whose error
+    /// the caller chooses.
+    pub(super) fn ended(&self, check: Check) -> bool {
+        self.failing(check)
+            .is_some_and(|ret| ret == 0 || ret == self.attempt.ret)
+    }
+
+    /// A stage after `check` that this fork reached.
+    pub(super) fn got_past(&self, check: Check) -> Option<Check> {
+        Check::ALL
+            .into_iter()
+            .filter(|later| *later > check && later.is_stage())
+            .find(|later| self.reached(*later))
+    }
+
+    /// The last stage that was reached, where one is told from another.
+    pub(super) fn last_stage(&self) -> Option<Check> {
+        Check::ALL
+            .into_iter()
+            .skip(Check::ArchDupTaskStruct as usize)
+            .take_while(|check| check.is_stage())
+            .filter(|check| self.reached(*check))
+            .last()
+    }
+
+    /// How far the fork came, in words.
+    pub(super) fn how_far(&self) -> String {
+        match self.last_stage() {
+            Some(check) => format!("the fork came as far as {}", name(check)),
+            None => "the fork came to none of the stages that are watched".to_owned(),
+        }
+    }
+
+    /// Why hooks speak against a candidate: the fork got past its check, or its
+    /// check was watched and not seen refusing.
+    pub(super) fn passed(&self, candidate: &Candidate) -> Option<String> {
+        if self.attempt.source != source::KERNEL_CLONE {
+            return None;
+        }
+        // kernel.threads-max is tested right before cgroup_fork; memory cgroups are nowhere.
+        let place = match candidate.check {
+            Some(check) => check.is_stage().then_some(check),
+            None if candidate.errno == ENOMEM => None,
+            None => Some(Check::IsRlimitOverlimit),
+        };
+        if let Some(later) = place.and_then(|place| self.got_past(place)) {
+            return Some(format!("the fork got past it, as far as {}", name(later)));
+        }
+        let check = candidate.check?;
+        let watched = self.sees(check) && self.failing(check).is_none();
+        watched.then(|| format!("{} was watched and did not refuse", name(check)))
+    }
+
+    /// Whether a check that ends every fork it refuses was seen refusing: the error is then its,
+    /// or what was seen does not belong together.
+    pub(super) fn contradicts(&self) -> bool {
+        failed_checks(self.attempt).any(|(check, ret)| match check {
+            Check::CopyProcess => ret != self.attempt.ret,
+            Check::IsRlimitOverlimit => false,
+            other => other.is_stage(),
+        })
+    }
+
+    /// The deepest check that was seen ending the fork.
+    pub(super) fn deepest(&self) -> Option<(Check, i32)> {
+        let ended = |check: Check, ret: i32| match check {
+            Check::CopyProcess | Check::KernelClone => false,
+            // These may fail and the fork go on.
+            Check::IsRlimitOverlimit
+            | Check::MemCgroupOutOfMemory
+            | Check::TryCharge
+            | Check::MemcgKmemCharge
+            | Check::MemcgKmemChargePage => false,
+            // A null pointer ends it with an errno of the caller's choice.
+            _ => ret == self.attempt.ret || ret == 0,
+        };
+        failed_checks(self.attempt)
+            .find(|(check, ret)| ended(*check, *ret))
+            .or_else(|| {
+                // Nobody could be killed for memory: the next best witness of an ENOMEM.
+                let out_of_memory = Check::MemCgroupOutOfMemory;
+                (self.attempt.ret == ENOMEM)
+                    .then(|| self.failing(out_of_memory))
+                    .flatten()
+                    .map(|ret| (out_of_memory, ret))
+            })
+    }
+}

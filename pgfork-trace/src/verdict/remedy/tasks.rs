@@ -1,0 +1,101 @@
+//! Numbers of tasks and of processes for the whole host or a pid namespace.
+
+use super::{
+    super::{
+        Evidence, Facts, PidNamespaceLevel, Remedy,
+        candidates::{RESERVED_PIDS, numbers_left},
+    },
+    raised,
+};
+
+/// Most that kernel.pid_max can be (`PID_MAX_LIMIT`, include/linux/threads.h, 64 bit).
+const PID_MAX_LIMIT: u64 = 4 << 20;
+/// Most that kernel.threads-max can be (`MAX_THREADS`, kernel/fork.c, is FUTEX_TID_MASK).
+const THREADS_LIMIT: u64 = 0x3fff_ffff;
+
+/// More tasks, and numbers for them.
+pub(super) fn threads(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
+    let Some(threads) = evidence.threads else {
+        return Vec::new();
+    };
+    let target = raised(threads.limit.max(threads.tasks)).min(THREADS_LIMIT);
+    if target <= threads.limit.max(threads.tasks) {
+        return Vec::new();
+    }
+    let mut remedies = vec![Remedy {
+        command: format!("sysctl kernel.threads-max={target}"),
+        effect: format!(
+            "room for {} more tasks on the host, until the next boot",
+            target - threads.tasks
+        ),
+        immediate: true,
+    }];
+    let numbers = target.saturating_add(RESERVED_PIDS).min(PID_MAX_LIMIT);
+    if facts.pid_max.is_some_and(|pid_max| pid_max < numbers) {
+        remedies.push(Remedy {
+            command: format!("sysctl kernel.pid_max={numbers}"),
+            effect: "needed as well: each task takes a number below it".to_owned(),
+            immediate: true,
+        });
+    }
+    remedies
+}
+
+/// Raises every level that would refuse within the room that is made.
+pub(super) fn numbers(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
+    let fullest = evidence
+        .pid_namespaces
+        .iter()
+        .filter(|level| level.pid_max.is_some())
+        .min_by_key(|level| numbers_left(level));
+    let Some(fullest) = fullest else {
+        return Vec::new();
+    };
+    let usable = fullest.taken.max(fullest.pid_max.unwrap_or(0));
+    let more = raised(usable) - usable;
+    let mut remedies = Vec::new();
+    for (ancestor, level) in evidence.pid_namespaces.iter().enumerate() {
+        let Some(pid_max) = level.pid_max else {
+            continue;
+        };
+        // Once numbers have wrapped, those below RESERVED_PIDS are not given out again.
+        let target = (level.taken + RESERVED_PIDS + more).min(PID_MAX_LIMIT);
+        if target <= pid_max {
+            continue;
+        }
+        let effect = if std::ptr::eq(level, fullest) {
+            format!(
+                "room for {} more tasks",
+                target - level.taken - RESERVED_PIDS
+            )
+        } else {
+            format!("needed as well: {} numbers are taken there", level.taken)
+        };
+        remedies.push(Remedy {
+            command: set(level, ancestor, target, facts.pid),
+            effect: format!("{effect}, until the next boot"),
+            immediate: true,
+        });
+    }
+    // Before 6.18 all namespaces have the host's: one command for all.
+    let mut seen: Vec<String> = Vec::new();
+    remedies.retain(|remedy| {
+        let new = !seen.contains(&remedy.command);
+        seen.push(remedy.command.clone());
+        new
+    });
+    remedies
+}
+
+/// A namespace's own setting is the one that a process in it sees (kernel/pid.c, 6.18 and later).
+fn set(level: &PidNamespaceLevel, ancestor: usize, target: u64, pid: u32) -> String {
+    let sysctl = format!("sysctl kernel.pid_max={target}");
+    match (level.level, ancestor) {
+        (0, _) => sysctl,
+        (_, 0) => format!("nsenter --target {pid} --pid {sysctl}"),
+        _ => format!(
+            "nsenter --target $(lsns -n -o PID {} | head -n 1) --pid {sysctl}",
+            level.inum
+        ),
+    }
+}

@@ -1,0 +1,305 @@
+//! Checks without a function of their own: by how far the fork came.
+
+use super::*;
+
+const CLONE_FS: u64 = 0x200;
+const CLONE_VM: u64 = 0x100;
+const CLONE_NEWUSER: u64 = 0x1000_0000;
+
+fn case(
+    name: &'static str,
+    attempt: Build,
+    coverage: Coverage,
+    cause: Cause,
+    check: Option<&'static str>,
+) -> Case {
+    Case {
+        name,
+        attempt: attempt.done(),
+        facts: facts(),
+        coverage,
+        cause,
+        certainty: if cause == Cause::Unknown {
+            Certainty::Unknown
+        } else {
+            Certainty::Deduced
+        },
+        check,
+    }
+}
+
+fn through(ret: i32, stages: &[Check]) -> Build {
+    stages
+        .iter()
+        .fold(hooked(ret).reached(Check::CopyProcess), |it, stage| {
+            it.reached(*stage)
+        })
+}
+
+#[test]
+fn threads_max_between_copy_creds_and_cgroup_fork() {
+    use Cause::{RlimitNproc, ThreadsMax, Unknown};
+    let between = || through(EAGAIN, &[Check::ArchDupTaskStruct, Check::CopyCreds]);
+    let kernel_5_10 = || hooks_without(&[Check::IsRlimitOverlimit]);
+    let nproc = Some("is_rlimit_overlimit");
+    assert_cases(vec![
+        case("watched", between(), base_hooks(), ThreadsMax, None),
+        case(
+            "5.10, the user is far from its limit",
+            between().nproc(5, 400),
+            kernel_5_10(),
+            ThreadsMax,
+            None,
+        ),
+        case(
+            "5.10, nothing is known of the user",
+            between(),
+            kernel_5_10(),
+            Unknown,
+            None,
+        ),
+        case(
+            "not watched, the user full, threads far away",
+            between().nproc(400, 400).threads(10, 900),
+            kernel_5_10(),
+            RlimitNproc,
+            nproc,
+        ),
+        case(
+            "not watched, both full: the first in the kernel's order",
+            between().nproc(400, 400).threads(900, 900),
+            kernel_5_10(),
+            RlimitNproc,
+            nproc,
+        ),
+        case(
+            "not watched, the user close, threads full",
+            between().nproc(399, 400).threads(900, 900),
+            kernel_5_10(),
+            ThreadsMax,
+            None,
+        ),
+        case(
+            "copy_creds refused",
+            between().flags(0x11).failed(Check::CopyCreds, EAGAIN),
+            base_hooks(),
+            Unknown,
+            Some("copy_creds"),
+        ),
+        case(
+            "cgroup_fork reached",
+            between().reached(Check::CgroupFork),
+            base_hooks(),
+            Unknown,
+            None,
+        ),
+        case(
+            "cgroup_fork not watched",
+            between(),
+            hooks_without(&[Check::CgroupFork]),
+            Unknown,
+            None,
+        ),
+    ]);
+}
+
+#[test]
+fn contradicting_flags_end_it_before_anything() {
+    let bare = |ret| through(ret, &[]);
+    assert_cases(vec![
+        case(
+            "EINVAL",
+            bare(-libc::EINVAL),
+            base_hooks(),
+            Cause::InvalidCloneFlags,
+            None,
+        ),
+        case(
+            "EINVAL, but further on",
+            bare(-libc::EINVAL).reached(Check::CopyCreds),
+            base_hooks(),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "EINVAL, and how far it came is not known",
+            bare(-libc::EINVAL),
+            hooks_without(&[Check::CopyCreds]),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "EPERM with a user namespace",
+            bare(-libc::EPERM).flags(CLONE_NEWUSER),
+            base_hooks(),
+            Cause::NamespaceDenied,
+            None,
+        ),
+        case(
+            "EPERM without",
+            bare(-libc::EPERM).flags(0x11),
+            base_hooks(),
+            Cause::Unknown,
+            None,
+        ),
+    ]);
+}
+
+#[test]
+fn exec_race_takes_shared_directories() {
+    let window = || {
+        through(
+            EAGAIN,
+            &[
+                Check::CopyCreds,
+                Check::CgroupFork,
+                Check::SchedFork,
+                Check::SecurityTaskAlloc,
+            ],
+        )
+    };
+    assert_cases(vec![
+        case(
+            "in the window",
+            window().flags(CLONE_FS | CLONE_VM),
+            base_hooks(),
+            Cause::ExecRaceFs,
+            None,
+        ),
+        case(
+            "a plain fork",
+            window().flags(0x11),
+            base_hooks(),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "later",
+            window().flags(CLONE_FS).reached(Check::CopyNamespaces),
+            base_hooks(),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "earlier",
+            through(EAGAIN, &[Check::CopyCreds, Check::CgroupFork]).flags(CLONE_FS),
+            base_hooks(),
+            Cause::Unknown,
+            None,
+        ),
+    ]);
+}
+
+#[test]
+fn cgroup_cancel_fork_tells_the_last_checks() {
+    let late = |ret| {
+        through(
+            ret,
+            &[
+                Check::AllocPid,
+                Check::CgroupCanFork,
+                Check::CgroupCancelFork,
+            ],
+        )
+    };
+    let check = Some("cgroup_cancel_fork");
+    assert_cases(vec![
+        case(
+            "ENOMEM",
+            late(ENOMEM),
+            base_hooks(),
+            Cause::PidNamespaceDyingLate,
+            check,
+        ),
+        case(
+            "EINTR",
+            late(-libc::EINTR),
+            base_hooks(),
+            Cause::FatalSignal,
+            check,
+        ),
+        case(
+            "EINTR elsewhere",
+            through(-libc::EINTR, &[Check::AllocPid]),
+            base_hooks(),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "EINTR, and the check is not watched",
+            through(-libc::EINTR, &[Check::AllocPid]),
+            hooks_without(&[Check::CgroupCancelFork]),
+            Cause::FatalSignal,
+            check,
+        ),
+    ]);
+    let blind = hooks_without(&[Check::SchedCgroupFork]);
+    let verdict = judge(&late(ENOMEM).done(), &facts(), &blind);
+    assert_eq!(whats(&verdict.also_possible), ["a BPF scheduler"]);
+    let mut killed = facts();
+    killed.kernel_log = vec![LogFact::CgroupKilled { pid: 1843 }];
+    let verdict = judge(&late(-libc::EINTR).done(), &killed, &base_hooks());
+    assert_eq!(verdict.cause, Cause::MemcgOomKilledForker);
+    killed.kernel_log = vec![LogFact::CgroupKilled { pid: 9 }];
+    let verdict = judge(&late(-libc::EINTR).done(), &killed, &base_hooks());
+    assert_eq!(verdict.cause, Cause::FatalSignal);
+}
+
+#[test]
+fn what_nothing_refused_is_kernel_memory_at_its_stage() {
+    use Cause::{KernelMemoryExhausted, KernelStackAllocFailed, Unknown};
+    let at = |stages: &[Check]| through(ENOMEM, stages);
+    let stack = || at(&[Check::ArchDupTaskStruct]);
+    assert_cases(vec![
+        case("task", at(&[]), base_hooks(), KernelMemoryExhausted, None),
+        case("stack", stack(), base_hooks(), KernelStackAllocFailed, None),
+        case(
+            "later",
+            at(&[Check::CopyCreds, Check::CgroupFork]),
+            base_hooks(),
+            KernelMemoryExhausted,
+            None,
+        ),
+        case(
+            "memory cgroups are not watched",
+            stack(),
+            hooks_without(&[Check::MemCgroupOutOfMemory]),
+            Unknown,
+            None,
+        ),
+        case(
+            "overcommit is not watched",
+            at(&[Check::PgdAlloc]),
+            hooks_without(&[Check::VmEnoughMemory]),
+            Unknown,
+            None,
+        ),
+        case(
+            "overcommit is not watched, but passed",
+            at(&[Check::PgdAlloc, Check::CopyThread]),
+            hooks_without(&[Check::VmEnoughMemory]),
+            KernelMemoryExhausted,
+            None,
+        ),
+        case(
+            "a pidfd was asked for",
+            at(&[Check::AllocPid]).flags(0x1000),
+            base_hooks(),
+            Unknown,
+            None,
+        ),
+        case(
+            "more failed than was kept",
+            stack().change(|it| it.trail_lost = 1),
+            base_hooks(),
+            Unknown,
+            None,
+        ),
+    ]);
+    let verdict = judge(&at(&[Check::DupFd]).done(), &facts(), &base_hooks());
+    assert!(
+        verdict.because.contains("behind dup_fd"),
+        "{}",
+        verdict.because
+    );
+}
