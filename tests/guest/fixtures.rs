@@ -1,6 +1,7 @@
 //! Every way to be refused that needs no server: a fixture process for each, watched with `--pid`.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -104,11 +105,41 @@ pub(crate) fn run(arguments: &[String]) -> Result<usize> {
         .filter(|case| (case.here)())
         .collect();
     ensure!(!chosen.is_empty(), "no such fixture here: {names:?}");
-    let mut failed = 0;
+    let mut failed = usize::from(!probes());
     for method in methods.split(',') {
         failed += all_by(method, &chosen)?;
     }
     Ok(failed)
+}
+
+/// What can be hooked here, and what the verifier says: kept for the documentation.
+fn probes() -> bool {
+    let output = Command::new("pgfork-trace")
+        .args(["probes", "--load", "--json"])
+        .stdin(Stdio::null())
+        .output()
+        .context("pgfork-trace probes")
+        .and_then(|output| {
+            ensure!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            // Not a log of the tracer: those are held to its schema.
+            fs::write("/out/probes.txt", &output.stdout)?;
+            Ok(serde_json::from_slice::<Value>(&output.stdout)?)
+        });
+    let programs = output.and_then(|report| {
+        let all = report["programs"].as_array().cloned().unwrap_or_default();
+        let refused: Vec<&Value> = all.iter().filter(|it| it.get("error").is_some()).collect();
+        ensure!(refused.is_empty() && !all.is_empty(), "{refused:#?}");
+        Ok(all.len())
+    });
+    match &programs {
+        Ok(count) => println!("test probes_load auto ... ok ({count} programs)"),
+        Err(error) => println!("test probes_load auto ... FAILED: {error:?}"),
+    }
+    programs.is_ok()
 }
 
 /// One tracer watches all fixtures, which act one after the other.

@@ -9,6 +9,7 @@ mod bench;
 mod cache;
 mod demo;
 mod dist;
+mod docs;
 mod ebpf;
 mod emulator;
 mod matrix;
@@ -55,6 +56,8 @@ enum Task {
     Ebpf(ebpf::Args),
     /// Build the static release binary into target/dist
     Dist,
+    /// Write the pages that come from the last run of all tests: attribution, kernel support, verifier
+    Docs,
 }
 
 fn main() -> ExitCode {
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Task::Vm(args) => vm::cli::main(args),
         Task::Images { refresh } => vm::prepare(refresh).map(|()| ExitCode::SUCCESS),
         Task::Ebpf(args) => ebpf::main(&args).map(|()| ExitCode::SUCCESS),
+        Task::Docs => docs::main().map(|()| ExitCode::SUCCESS),
         Task::Dist => dist::main().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -1,18 +1,23 @@
 //! Which causes were named right: by cause, kernel and method.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+
+use anyhow::{Context as _, Result};
 
 use crate::vm::Series;
 
+/// File of the verdicts of the last run.
+const FILE: &str = "verdicts.txt";
+
 /// Kernels of the matrix, oldest first.
-const KERNELS: [Series; 5] = [
+pub(crate) const KERNELS: [Series; 5] = [
     Series::V5_10,
     Series::V6_1,
     Series::V6_12,
     Series::V6_18,
     Series::V7_2,
 ];
-const METHODS: [&str; 3] = ["fexit", "kprobe", "tracepoint"];
+pub(crate) const METHODS: [&str; 3] = ["fexit", "kprobe", "tracepoint"];
 
 /// Verdicts of one cause on one kernel by one method.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +34,11 @@ struct Cell {
 
 /// All verdicts.
 #[derive(Debug, Default)]
-pub(crate) struct Matrix(BTreeMap<(String, usize, String), Cell>);
+pub(crate) struct Matrix {
+    cells: BTreeMap<(String, usize, String), Cell>,
+    /// As they were taken, with the kernel.
+    lines: Vec<String>,
+}
 
 impl Matrix {
     /// Takes "CAUSE METHOD OUTCOME CERTAINTY".
@@ -41,8 +50,9 @@ impl Matrix {
         };
         let certainty = words.next().unwrap_or("-");
         let column = KERNELS.iter().position(|it| *it == kernel).unwrap_or(0);
+        self.lines.push(format!("{} {line}", kernel.name()));
         let cell = self
-            .0
+            .cells
             .entry((cause.to_owned(), column, method.to_owned()))
             .or_default();
         if outcome == "not_visible" {
@@ -66,17 +76,40 @@ impl Matrix {
         }
     }
 
+    /// Keeps it for `cargo xtask docs`.
+    pub(crate) fn save(&self, directory: &Path) -> Result<()> {
+        fs::write(directory.join(FILE), self.lines.join("\n") + "\n")
+            .with_context(|| format!("cannot write {FILE}"))
+    }
+
+    /// That of the last run.
+    pub(crate) fn load(directory: &Path) -> Result<Self> {
+        let path = directory.join(FILE);
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("{}: run `cargo xtask test` first", path.display()))?;
+        let mut matrix = Self::default();
+        for line in text.lines() {
+            let Some((kernel, verdict)) = line.split_once(' ') else {
+                continue;
+            };
+            if let Some(kernel) = KERNELS.into_iter().find(|it| it.name() == kernel) {
+                matrix.take(kernel, verdict);
+            }
+        }
+        Ok(matrix)
+    }
+
     /// Whether nothing was taken.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.cells.is_empty()
     }
 
     /// The sum in one line.
     pub(crate) fn sum(&self) -> String {
-        let of = |what: fn(&Cell) -> usize| self.0.values().map(what).sum::<usize>();
-        let combinations = self.0.values().filter(|cell| cell.all > 0).count();
+        let of = |what: fn(&Cell) -> usize| self.cells.values().map(what).sum::<usize>();
+        let combinations = self.cells.values().filter(|cell| cell.all > 0).count();
         let right = self
-            .0
+            .cells
             .values()
             .filter(|cell| cell.all > 0 && cell.right == cell.all)
             .count();
@@ -87,12 +120,11 @@ impl Matrix {
             of(|cell| cell.all),
             of(|cell| cell.wrong),
             of(|cell| cell.wrong_observed),
-            self.0.values().filter(|cell| cell.all == 0).count(),
+            self.cells.values().filter(|cell| cell.all == 0).count(),
         )
     }
 
     /// The matrix for the documentation.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the documentation"))]
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::from("| cause | method |");
         for kernel in KERNELS {
@@ -127,14 +159,14 @@ impl Matrix {
     }
 
     fn rows(&self) -> Vec<(String, &'static str, Vec<String>)> {
-        let mut causes: Vec<&String> = self.0.keys().map(|(cause, ..)| cause).collect();
+        let mut causes: Vec<&String> = self.cells.keys().map(|(cause, ..)| cause).collect();
         causes.dedup();
         let mut rows = Vec::new();
         for cause in causes {
             for method in METHODS {
                 let cells: Vec<String> = (0..KERNELS.len())
                     .map(|column| {
-                        self.0
+                        self.cells
                             .get(&(cause.clone(), column, method.to_owned()))
                             .map_or_else(|| "-".to_owned(), Cell::text)
                     })

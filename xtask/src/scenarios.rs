@@ -112,6 +112,15 @@ pub(crate) const MATRIX: &[Job] = &[
     },
 ];
 
+/// Where the fixtures of each kernel left what they wrote.
+pub(crate) fn fixture_outs(out: &Path) -> Vec<(Series, PathBuf)> {
+    MATRIX
+        .iter()
+        .filter(|job| job.methods == FIXTURES && matches!(job.cgroup, Cgroup::V2))
+        .map(|job| (job.kernel, job.out(out)))
+        .collect()
+}
+
 /// One kernel, every method.
 pub(crate) const QUICK: &[Job] = &[
     job(Series::V6_1, Postgres::V15, METHODS),
@@ -119,6 +128,10 @@ pub(crate) const QUICK: &[Job] = &[
 ];
 
 impl Job {
+    fn out(&self, out: &Path) -> PathBuf {
+        out.join(self.name().replace(' ', "-"))
+    }
+
     fn name(&self) -> String {
         let cgroup = match self.cgroup {
             Cgroup::V1 => " cgroup v1",
@@ -239,7 +252,7 @@ fn one(job: &Job, programs: &Programs, out: &Path) -> Result<(String, String)> {
         copy: [&programs.product, &programs.guest, &programs.fixture]
             .map(|program| copy(program))
             .into(),
-        out: Some(out.join(job.name().replace(' ', "-"))),
+        out: Some(job.out(out)),
         timeout: Duration::from_secs(900),
         ..VmSpec::new(job.kernel, job.postgres, command)
     };

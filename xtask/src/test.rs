@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 
 use crate::{
-    dist,
+    dist, docs,
     ebpf::{self, Checked},
     progress::say,
     scenarios::{self, Programs, Tally},
@@ -75,6 +75,13 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     ));
     let verdicts = scenarios::run_all(jobs, &programs, &out)?;
     verdicts.print();
+    verdicts.matrix.save(&out)?;
+    if !args.quick {
+        match docs::check(&out) {
+            Ok(said) => tally.pass(&format!("docs/kernel-support.md is up to date; {said}")),
+            Err(error) => tally.fail("docs/kernel-support.md", &error),
+        }
+    }
     tally.passed += verdicts.passed;
     tally.failed += verdicts.failed;
     match validate(&out) {
