@@ -109,7 +109,7 @@ pub enum Check {
     MayExpandVm,
     /// `vma_to_resize` (to 6.12) or `do_mremap`.
     Mremap,
-    /// `do_mprotect_pkey`.
+    /// `mprotect_fixup`.
     Mprotect,
     /// `expand_downwards`: the stack had to grow.
     ExpandDownwards,
@@ -473,6 +473,10 @@ pub struct Attempt {
     pub lost_before: u64,
     /// Arguments kept between the two halves of a kprobe pair.
     pub stash: [u64; 3],
+    /// The same for `mem_cgroup_out_of_memory`, in which other checks run.
+    pub memcg_stash: u64,
+    /// The client's `struct sock`, while it is looked for.
+    pub client_sock: u64,
     /// `task_struct.comm`.
     pub comm: [u8; 16],
 }
@@ -690,8 +694,10 @@ pub struct RefusalKey {
     pub ret: i32,
     /// First failing check by number, or `u32::MAX` when none was seen.
     pub check: u32,
-    /// Number of the highest stage reached.
-    pub stage: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Checks that were reached, as [`Check::bit`]s.
+    pub stages: u64,
 }
 
 /// Bucket of a duration in nanoseconds: eight per power of two.
@@ -733,7 +739,7 @@ const _: () = {
     assert!(size_of::<PidnsLevel>() == 16);
     assert!(size_of::<MemcgSeen>() == 64);
     assert!(size_of::<Client>() == 28);
-    assert!(size_of::<Attempt>() == 936);
+    assert!(size_of::<Attempt>() == 952);
     assert!(size_of::<MemoryRefusal>() == 168);
     assert!(size_of::<OomKill>() == 80);
     assert!(size_of::<Sigkill>() == 56);
@@ -741,7 +747,7 @@ const _: () = {
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(size_of::<Watched>() == 16);
     assert!(size_of::<Totals>() == 64 + 8 * HISTOGRAM_BUCKETS);
-    assert!(size_of::<RefusalKey>() == 16);
+    assert!(size_of::<RefusalKey>() == 24);
     assert!(CHECK_COUNT < 64);
 };
 

@@ -94,6 +94,80 @@ offsets! {
     pidns_inum: "pid_namespace", "ns.inum";
     /// `pid_namespace.pid_max` (6.18 and later)
     pidns_pid_max: "pid_namespace", "pid_max";
+    /// `pid_namespace.parent`
+    pidns_parent: "pid_namespace", "parent";
+    /// `task_struct.real_parent`
+    task_real_parent: "task_struct", "real_parent";
+    /// `task_struct.tgid`
+    task_tgid: "task_struct", "tgid";
+    /// `task_struct.comm`
+    task_comm: "task_struct", "comm";
+    /// `task_struct.ptrace`
+    task_ptrace: "task_struct", "ptrace";
+    /// `task_struct.files`
+    task_files: "task_struct", "files";
+    /// `signal_struct.oom_score_adj`
+    signal_oom_score_adj: "signal_struct", "oom_score_adj";
+    /// `files_struct.fdt`
+    files_fdt: "files_struct", "fdt";
+    /// `fdtable.max_fds`
+    fdt_max_fds: "fdtable", "max_fds";
+    /// `fdtable.fd`
+    fdt_fd: "fdtable", "fd";
+    /// `fdtable.open_fds`
+    fdt_open_fds: "fdtable", "open_fds";
+    /// `file.f_inode`
+    file_inode: "file", "f_inode";
+    /// `file.private_data`
+    file_private_data: "file", "private_data";
+    /// `inode.i_mode`
+    inode_mode: "inode", "i_mode";
+    /// `socket.type`
+    socket_type: "socket", "type";
+    /// `socket.sk`
+    socket_sk: "socket", "sk";
+    /// `sock.__sk_common.skc_family`
+    sk_family: "sock", "__sk_common.skc_family";
+    /// `sock.__sk_common.skc_state`
+    sk_state: "sock", "__sk_common.skc_state";
+    /// `sock.__sk_common.skc_daddr`
+    sk_daddr: "sock", "__sk_common.skc_daddr";
+    /// `sock.__sk_common.skc_dport`
+    sk_dport: "sock", "__sk_common.skc_dport";
+    /// `sock.__sk_common.skc_v6_daddr`
+    sk_v6_daddr: "sock", "__sk_common.skc_v6_daddr";
+    /// `sock.sk_peer_pid`
+    sk_peer_pid: "sock", "sk_peer_pid";
+    /// `sock.sk_peer_cred`
+    sk_peer_cred: "sock", "sk_peer_cred";
+    /// `pid.numbers`: the first is the number in the initial namespace
+    pid_numbers: "pid", "numbers";
+    /// `cred.euid`
+    cred_euid: "cred", "euid";
+    /// `mem_cgroup.css`
+    memcg_css: "mem_cgroup", "css";
+    /// `mem_cgroup.memory.usage`
+    memcg_usage: "mem_cgroup", "memory.usage";
+    /// `mem_cgroup.memory.max`
+    memcg_max: "mem_cgroup", "memory.max";
+    /// `mem_cgroup.memsw.usage`
+    memcg_memsw_usage: "mem_cgroup", "memsw.usage";
+    /// `mem_cgroup.memsw.max`
+    memcg_memsw_max: "mem_cgroup", "memsw.max";
+    /// `mem_cgroup.kmem.usage`
+    memcg_kmem_usage: "mem_cgroup", "kmem.usage";
+    /// `mem_cgroup.kmem.max`
+    memcg_kmem_max: "mem_cgroup", "kmem.max";
+    /// `mem_cgroup.oom_kill_disable` (kernels with cgroup v1 memory)
+    memcg_oom_kill_disable: "mem_cgroup", "oom_kill_disable";
+    /// `mm_struct.map_count`
+    mm_map_count: "mm_struct", "map_count";
+    /// `mm_struct.locked_vm`
+    mm_locked_vm: "mm_struct", "locked_vm";
+    /// `oom_control.memcg`
+    oc_memcg: "oom_control", "memcg";
+    /// `oom_control.chosen`
+    oc_chosen: "oom_control", "chosen";
     /// `percpu_counter.count`
     percpu_count: "percpu_counter", "count";
     /// `kernel_clone_args.flags`

@@ -12,8 +12,13 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use pgfork_trace_common::{
-    Attempt, Check, Failed, HISTOGRAM_BUCKETS, MAX_TRAIL, MAX_WATCHED, RefusalKey, Totals, Watched,
-    bucket_of, record, valid,
+    Attempt, Check, Failed, HISTOGRAM_BUCKETS, MAX_GENERATIONS, MAX_TRAIL, MAX_WATCHED, RefusalKey,
+    Totals, Watched, bucket_of, record, source, valid,
+};
+
+use crate::{
+    checks::{client, memory},
+    kernel::{self, offset, read_at},
 };
 
 /// Processes to follow, by process id in the initial pid namespace.
@@ -31,6 +36,9 @@ static REFUSALS: HashMap<RefusalKey, u64> = HashMap::with_max_entries(1024, 0);
 /// A zeroed attempt to begin from: it would not fit on the stack.
 #[map]
 static BLANK: Array<Attempt> = Array::with_max_entries(1, 0);
+/// Records other than refusals that did not fit in the ring buffer.
+#[map]
+static LOST_EVENTS: Array<u64> = Array::with_max_entries(1, 0);
 /// Records to user space.
 #[map]
 pub static RECORDS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
@@ -94,8 +102,37 @@ fn totals(tgid: u32) -> Option<&'static mut Totals> {
         .map(|totals| unsafe { &mut *totals })
 }
 
+/// The watched process that `task` is, or descends from; 0 for none.
+#[inline(never)]
+pub fn related(task: u64) -> u32 {
+    let mut task = task;
+    for _ in 0..=MAX_GENERATIONS {
+        let Some(tgid) = read_at::<u32>(task, offset!(task_tgid)) else {
+            return 0;
+        };
+        if watched(tgid).is_some() {
+            return tgid;
+        }
+        task = read_at(task, offset!(task_real_parent)).unwrap_or(0);
+        if task == 0 {
+            return 0;
+        }
+    }
+    0
+}
+
+/// Counts a record that is lost.
 #[inline(always)]
-fn add(counter: &mut u64) {
+pub fn lost_event() {
+    if let Some(count) = LOST_EVENTS.get_ptr_mut(0) {
+        // SAFETY: map values outlive the program; changed atomically.
+        add(unsafe { &mut *count });
+    }
+}
+
+/// Adds one to a counter in a map value.
+#[inline(always)]
+pub fn add(counter: &mut u64) {
     // SAFETY: a valid, aligned u64 in a map value.
     unsafe { atomic_add(counter, 1) };
 }
@@ -113,11 +150,34 @@ pub fn open() -> Option<&'static mut Attempt> {
         .map(|attempt| unsafe { &mut *attempt })
 }
 
-/// Opens an attempt for the current thread, if its process is watched.
+/// The watched process on whose account the current one forks; 0 for none.
 #[inline(always)]
-pub fn begin(source: u32, clone_flags: u64) {
+fn account(tgid: u32) -> u32 {
+    if watched(tgid).is_some() {
+        tgid
+    } else if memory::all_children() {
+        related(kernel::current())
+    } else {
+        0
+    }
+}
+
+/// Opens an attempt for the current thread, if its process is followed.
+#[inline(always)]
+pub fn begin(source: u32, clone_flags: impl FnOnce() -> u64) {
     let (tgid, tid) = ids();
-    if watched(tgid).is_none() {
+    let account = account(tgid);
+    if account == 0 {
+        return;
+    }
+    let clone_flags = clone_flags();
+    if let Some(attempt) = open()
+        && source == source::KERNEL_CLONE
+        && attempt.source == source::LIBC_FORK
+    {
+        // The C library's fork has come as far as the kernel's.
+        attempt.source = source;
+        attempt.clone_flags = clone_flags;
         return;
     }
     let Some(blank) = BLANK.get(0) else { return };
@@ -126,7 +186,7 @@ pub fn begin(source: u32, clone_flags: u64) {
     } else {
         // Either a leftover of this thread, whose return was missed, or no room.
         let replaced = ATTEMPTS.insert(&tid, blank, 0).is_ok();
-        if let Some(totals) = totals(tgid) {
+        if let Some(totals) = totals(account) {
             add(if replaced {
                 &mut totals.missed
             } else {
@@ -142,6 +202,7 @@ pub fn begin(source: u32, clone_flags: u64) {
     attempt.source = source;
     attempt.tgid = tgid;
     attempt.tid = tid;
+    attempt.watched = account;
     attempt.clone_flags = clone_flags;
     attempt.stages = Check::KernelClone.bit();
     // SAFETY: the helper has no preconditions.
@@ -172,29 +233,42 @@ pub fn note(attempt: &mut Attempt, check: Check, ret: i32) {
 }
 
 /// Closes the attempt of the current thread. A refusal is counted and sent;
-/// `evidence` reads the state at its end.
+/// `evidence` reads the state at its end. A `ret` of 0 for a failed one is not known.
+///
+/// Of a postmaster it is also noted whose connection it was, refused or not.
 ///
 /// -512 to -516 are the kernel's own "restart the system call" results
 /// (include/linux/errno.h); `copy_process` returns -513 when a signal is
 /// pending, and user space never sees it.
 #[inline(always)]
-pub fn end(ret: Option<i32>, failed: bool, evidence: impl FnOnce(&mut Attempt)) {
+pub fn end(ret: i32, failed: bool, evidence: impl FnOnce(&mut Attempt)) {
     let Some(attempt) = open() else { return };
     let tid = attempt.tid;
-    if let Some(totals) = totals(attempt.tgid) {
+    if let Some(totals) = totals(attempt.watched) {
         // SAFETY: the helper has no preconditions.
         attempt.end_ns = unsafe { bpf_ktime_get_ns() };
-        if !failed {
+        let descendant = attempt.watched != attempt.tgid;
+        if !matches!(ret, -516..=-512) && is_postmaster(attempt.tgid) {
+            client::find(attempt);
+            client::count(attempt);
+        }
+        if !failed && descendant {
+            add(&mut totals.child_forks);
+        } else if !failed {
             add(&mut totals.forks);
             let bucket = bucket_of(attempt.end_ns - attempt.start_ns) as usize;
             if bucket < HISTOGRAM_BUCKETS {
                 add(&mut totals.histogram[bucket]);
             }
-        } else if matches!(ret, Some(-516..=-512)) {
+        } else if matches!(ret, -516..=-512) {
             add(&mut totals.restarted);
         } else {
-            add(&mut totals.refused);
-            if let Some(ret) = ret {
+            add(if descendant {
+                &mut totals.child_refused
+            } else {
+                &mut totals.refused
+            });
+            if ret != 0 {
                 attempt.ret = ret;
                 attempt.valid |= valid::RET;
             }
@@ -204,6 +278,11 @@ pub fn end(ret: Option<i32>, failed: bool, evidence: impl FnOnce(&mut Attempt)) 
     }
     let _ = ATTEMPTS.remove(&tid);
     OPEN.add(u64::MAX);
+}
+
+#[inline(always)]
+fn is_postmaster(tgid: u32) -> bool {
+    watched(tgid).is_some_and(|watched| watched.postmaster != 0)
 }
 
 #[inline(always)]
@@ -225,14 +304,15 @@ fn emit(attempt: &mut Attempt, totals: &mut Totals) {
 #[inline(always)]
 fn count(attempt: &Attempt) {
     let key = RefusalKey {
-        tgid: attempt.tgid,
+        tgid: attempt.watched,
         ret: attempt.ret,
         check: if attempt.trail_len > 0 {
             attempt.trail[0].check
         } else {
             u32::MAX
         },
-        stage: highest_bit(attempt.stages),
+        pad: 0,
+        stages: attempt.stages,
     };
     if let Some(count) = REFUSALS.get_ptr_mut(&key) {
         // SAFETY: map values outlive the program; changed atomically.
@@ -244,17 +324,4 @@ fn count(attempt: &Attempt) {
         // SAFETY: as above.
         add(unsafe { &mut *count });
     }
-}
-
-#[inline(always)]
-fn highest_bit(bits: u64) -> u32 {
-    let mut highest = 0;
-    let mut number = 1;
-    while number < pgfork_trace_common::CHECK_COUNT as u32 {
-        if bits >> number & 1 == 1 {
-            highest = number;
-        }
-        number += 1;
-    }
-    highest
 }

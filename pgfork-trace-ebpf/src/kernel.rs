@@ -112,3 +112,14 @@ pub fn pids_css(css_set: u64) -> Option<u64> {
     }
     read_at(css_set, Some(offset!(cset_subsys)? + 8 * id as u64))
 }
+
+/// Inode number of a memory cgroup's directory.
+#[inline(always)]
+pub fn cgroup_id_of_memcg(memcg: u64) -> Option<u64> {
+    if memcg == 0 {
+        return None;
+    }
+    let cgroup = read_at::<u64>(memcg + offset!(memcg_css)?, offset!(css_cgroup))?;
+    let kernfs_node = read_at::<u64>(cgroup, offset!(cgroup_kn))?;
+    read_at(kernfs_node, offset!(kn_id))
+}

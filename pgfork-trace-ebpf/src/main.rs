@@ -20,7 +20,11 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint, uprobe, uretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
-use checks::{clone, overcommit, pids, process, rlimit, stages};
+use checks::{
+    clone, kill, memcg,
+    memory::{self, Request},
+    overcommit, pid, pids, process, rlimit, stages,
+};
 use pgfork_trace_common::Check;
 
 /// Declares the programs of one check whose result alone matters.
@@ -49,6 +53,58 @@ macro_rules! marker {
         #[kprobe]
         fn $kprobe(_ctx: ProbeContext) {
             stages::reached(Check::$check);
+        }
+    };
+}
+
+/// Declares the programs of a request for memory whose size and flags are arguments.
+macro_rules! request {
+    ($check:ident, $failed:path; $($fexit:ident($nargs:literal)),+; $kprobe:ident; $kretprobe:ident; $of:tt) => {
+        $(
+            #[fexit]
+            fn $fexit(ctx: FExitContext) {
+                let ret = ctx.arg($nargs);
+                if $failed(ret).is_some() {
+                    memory::returned(Check::$check, ret, $failed, request!(ctx, $of));
+                }
+            }
+        )+
+        #[kprobe]
+        fn $kprobe(ctx: ProbeContext) {
+            let request = request!(probe ctx, $of);
+            memory::entered(Check::$check, [request.bytes, request.flags, 0]);
+        }
+        #[kretprobe]
+        fn $kretprobe(ctx: RetProbeContext) {
+            memory::returned_kept(Check::$check, ctx.ret(), $failed);
+        }
+    };
+    ($ctx:ident, [$unit:ident $size:literal, flags $flags:literal]) => {
+        Request { flags: $ctx.arg($flags), ..Request::$unit($ctx.arg($size)) }
+    };
+    ($ctx:ident, [$unit:ident $size:literal]) => {
+        Request::$unit($ctx.arg($size))
+    };
+    (probe $ctx:ident, [$unit:ident $size:literal, flags $flags:literal]) => {
+        Request { flags: $ctx.arg($flags).unwrap_or(0), ..Request::$unit($ctx.arg($size).unwrap_or(0)) }
+    };
+    (probe $ctx:ident, [$unit:ident $size:literal]) => {
+        Request::$unit($ctx.arg($size).unwrap_or(0))
+    };
+}
+
+/// The same where the size is not an argument.
+macro_rules! unsized_request {
+    ($check:ident, $failed:path; $($fexit:ident($nargs:literal)),+; $kretprobe:ident) => {
+        $(
+            #[fexit]
+            fn $fexit(ctx: FExitContext) {
+                memory::returned(Check::$check, ctx.arg($nargs), $failed, Request::NONE);
+            }
+        )+
+        #[kretprobe]
+        fn $kretprobe(ctx: RetProbeContext) {
+            memory::returned(Check::$check, ctx.ret(), $failed, Request::NONE);
         }
     };
 }
@@ -97,11 +153,11 @@ fn vm_enough_memory_fexit(ctx: FExitContext) {
 
 #[kprobe]
 fn vm_enough_memory_kprobe(ctx: ProbeContext) {
-    attempt::stash([
+    overcommit::entered(
         ctx.arg(0).unwrap_or(0),
         ctx.arg(1).unwrap_or(0),
         ctx.arg(2).unwrap_or(0),
-    ]);
+    );
 }
 
 #[kretprobe]
@@ -143,6 +199,56 @@ fn is_rlimit_overlimit_kretprobe(ctx: RetProbeContext) {
     rlimit::over_limit(ctx.ret::<u64>());
 }
 
+#[fexit]
+fn alloc_pid_fexit(ctx: FExitContext) {
+    pid::allocated(ctx.arg(3), ctx.arg(0));
+}
+
+#[kprobe]
+fn alloc_pid_kprobe(ctx: ProbeContext) {
+    attempt::stash([ctx.arg(0).unwrap_or(0), 0, 0]);
+}
+
+#[kretprobe]
+fn alloc_pid_kretprobe(ctx: RetProbeContext) {
+    pid::allocated_stashed(ctx.ret());
+}
+
+#[fentry]
+fn try_to_free_mem_cgroup_pages_fentry(ctx: FEntryContext) {
+    memcg::reclaiming(ctx.arg(0));
+}
+
+#[kprobe]
+fn try_to_free_mem_cgroup_pages_kprobe(ctx: ProbeContext) {
+    memcg::reclaiming(ctx.arg(0).unwrap_or(0));
+}
+
+#[fexit]
+fn mem_cgroup_out_of_memory_fexit(ctx: FExitContext) {
+    memcg::out_of_memory(ctx.arg(3), ctx.arg(0));
+}
+
+#[kprobe]
+fn mem_cgroup_out_of_memory_kprobe(ctx: ProbeContext) {
+    memcg::stash(ctx.arg(0).unwrap_or(0));
+}
+
+#[kretprobe]
+fn mem_cgroup_out_of_memory_kretprobe(ctx: RetProbeContext) {
+    memcg::out_of_memory_stashed(ctx.ret());
+}
+
+#[fentry]
+fn oom_kill_process_fentry(ctx: FEntryContext) {
+    kill::oom_kill_process(ctx.arg(0));
+}
+
+#[kprobe]
+fn oom_kill_process_kprobe(ctx: ProbeContext) {
+    kill::oom_kill_process(ctx.arg(0).unwrap_or(0));
+}
+
 // Checks and stages known by their result, in the kernel's order.
 
 check!(CopyProcess, stages::error_pointer; copy_process_fexit(4); copy_process_kretprobe);
@@ -158,12 +264,75 @@ check!(CopyFsStruct, stages::null_or_error_pointer; copy_fs_struct_fexit(1); cop
 check!(PgdAlloc, stages::null_or_error_pointer; pgd_alloc_fexit(1); pgd_alloc_kretprobe);
 check!(CopyNamespaces, stages::error; copy_namespaces_fexit(2); copy_namespaces_kretprobe);
 check!(CopyThread, stages::error; copy_thread_2_fexit(2), copy_thread_5_fexit(5); copy_thread_kretprobe);
-check!(AllocPid, stages::error_pointer; alloc_pid_fexit(3), alloc_pid_4_fexit(4); alloc_pid_kretprobe);
 check!(CgroupCanFork, stages::error; cgroup_can_fork_fexit(2); cgroup_can_fork_kretprobe);
 check!(SchedCgroupFork, stages::error; sched_cgroup_fork_fexit(2); sched_cgroup_fork_kretprobe);
 marker!(CgroupCancelFork; cgroup_cancel_fork_fentry; cgroup_cancel_fork_kprobe);
-marker!(TryToFreeMemCgroupPages; try_to_free_mem_cgroup_pages_fentry; try_to_free_mem_cgroup_pages_kprobe);
-check!(MemCgroupOutOfMemory, stages::false_result; mem_cgroup_out_of_memory_fexit(3); mem_cgroup_out_of_memory_kretprobe);
+check!(TaskExecStateCopy, stages::error; task_exec_state_copy_fexit(1); task_exec_state_copy_kretprobe);
+check!(IoUringFork, stages::error; io_uring_fork_fexit(1); io_uring_fork_kretprobe);
+check!(CopySemundo, stages::error; copy_semundo_fexit(2); copy_semundo_kretprobe);
+check!(CopyIo, stages::error; copy_io_fexit(2); copy_io_kretprobe);
+check!(FutexHashAllocate, stages::error; futex_hash_allocate_default_fexit(0); futex_hash_allocate_default_kretprobe);
+
+// Checks on hot paths, attached for a while after a refusal that the others do not explain.
+
+check!(DupMmap, stages::error; dup_mmap_fexit(2); dup_mmap_kretprobe);
+check!(VmAreaDup, stages::null_or_error_pointer; vm_area_dup_fexit(1); vm_area_dup_kretprobe);
+check!(AnonVmaFork, stages::error; anon_vma_fork_fexit(2); anon_vma_fork_kretprobe);
+check!(CopyPageRange, stages::error; copy_page_range_fexit(2); copy_page_range_kretprobe);
+check!(TryCharge, stages::error; try_charge_fexit(3); try_charge_kretprobe);
+check!(MemcgKmemChargePage, stages::error; memcg_kmem_charge_page_fexit(3); memcg_kmem_charge_page_kretprobe);
+
+#[fexit]
+fn memcg_kmem_charge_fexit(ctx: FExitContext) {
+    memcg::kmem_refused(ctx.arg::<u64>(3) as i32, ctx.arg(0));
+}
+
+#[kretprobe]
+fn memcg_kmem_charge_kretprobe(ctx: RetProbeContext) {
+    memcg::kmem_refused(ctx.ret::<u64>() as i32, 0);
+}
+
+// What running processes ask for, attached when descendants are followed as well.
+
+request!(VmMmapPgoff, stages::error_pointer; vm_mmap_pgoff_fexit(6); vm_mmap_pgoff_kprobe; vm_mmap_pgoff_kretprobe;
+    [bytes 2, flags 4]);
+request!(GetUnmappedArea, stages::error_pointer; get_unmapped_area_5_fexit(5), get_unmapped_area_6_fexit(6);
+    get_unmapped_area_kprobe; get_unmapped_area_kretprobe; [bytes 2, flags 4]);
+request!(DoBrkFlags, stages::error; do_brk_flags_5_fexit(5); do_brk_flags_5_kprobe; do_brk_flags_5_kretprobe; [bytes 3]);
+request!(DoBrkFlags, stages::error; do_brk_flags_4_fexit(4); do_brk_flags_4_kprobe; do_brk_flags_4_kretprobe; [bytes 1]);
+request!(MayExpandVm, stages::false_result; may_expand_vm_fexit(3); may_expand_vm_kprobe; may_expand_vm_kretprobe; [pages 2]);
+request!(Mremap, stages::error_pointer; vma_to_resize_4_fexit(4), vma_to_resize_5_fexit(5);
+    vma_to_resize_kprobe; vma_to_resize_kretprobe; [bytes 2]);
+request!(MlockFuture, stages::error; mlock_future_check_fexit(3);
+    mlock_future_check_kprobe; mlock_future_check_kretprobe; [bytes 2]);
+request!(MlockFuture, stages::false_result; mlock_future_ok_fexit(3);
+    mlock_future_ok_kprobe; mlock_future_ok_kretprobe; [bytes 2]);
+
+unsized_request!(Mremap, stages::error_pointer; do_mremap_fexit(1); do_mremap_kretprobe);
+unsized_request!(Mprotect, stages::error; mprotect_fixup_5_fexit(5), mprotect_fixup_6_fexit(6), mprotect_fixup_7_fexit(7);
+    mprotect_fixup_kretprobe);
+unsized_request!(ExpandDownwards, stages::error; expand_downwards_fexit(2); expand_downwards_kretprobe);
+unsized_request!(HugetlbReservePages, stages::false_result; hugetlb_reserve_pages_bool_fexit(5);
+    hugetlb_reserve_pages_bool_kretprobe);
+unsized_request!(HugetlbReservePages, stages::error_pointer; hugetlb_reserve_pages_long_fexit(5);
+    hugetlb_reserve_pages_long_kretprobe);
+
+// Processes that are killed, and memory cgroups at their limit.
+
+#[raw_tracepoint]
+fn mark_victim(ctx: RawTracePointContext) {
+    kill::marked(&ctx);
+}
+
+#[raw_tracepoint]
+fn signal_generate(ctx: RawTracePointContext) {
+    kill::signal(&ctx);
+}
+
+#[raw_tracepoint]
+fn mm_vmscan_memcg_reclaim_begin(_ctx: RawTracePointContext) {
+    memcg::reclaim_began();
+}
 
 // Processes of interest that appear or end. Raw tracepoints, because the others
 // can only be attached where tracefs is mounted.

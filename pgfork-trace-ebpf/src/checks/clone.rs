@@ -4,31 +4,28 @@ use pgfork_trace_common::{Attempt, source, valid};
 
 use crate::{
     attempt,
-    checks::{pids, rlimit},
+    checks::{pid, pids, rlimit},
     kernel::{self, offset, read_at},
 };
 
 /// `kernel_clone` was entered with its `struct kernel_clone_args`.
 #[inline(always)]
 pub fn entered(arguments: u64) {
-    let (tgid, _) = attempt::ids();
-    if attempt::watched(tgid).is_none() {
-        return;
-    }
-    let flags = read_at(arguments, offset!(clone_args_flags)).unwrap_or(0);
-    attempt::begin(source::KERNEL_CLONE, flags);
+    attempt::begin(source::KERNEL_CLONE, || {
+        read_at(arguments, offset!(clone_args_flags)).unwrap_or(0)
+    });
 }
 
 /// `kernel_clone` returned a pid or a negative errno.
 #[inline(always)]
 pub fn returned(ret: i32) {
-    attempt::end(Some(ret), ret < 0, |attempt| snapshot(attempt));
+    attempt::end(ret, ret < 0, |attempt| snapshot(attempt));
 }
 
 /// The C library's `fork` was entered.
 #[inline(always)]
 pub fn libc_entered() {
-    attempt::begin(source::LIBC_FORK, 0);
+    attempt::begin(source::LIBC_FORK, || 0);
 }
 
 /// The C library's `fork` returned: 0 in the child, which has no attempt.
@@ -38,25 +35,38 @@ pub fn libc_returned(ret: i32) {
     let Some(watched) = attempt::watched(tgid) else {
         return;
     };
+    // With hooks in the fork path, what got as far as there has ended there.
+    if attempt::open().is_none_or(|attempt| attempt.source != source::LIBC_FORK) {
+        return;
+    }
     let errno = if ret < 0 {
         errno_of_current(watched.errno_tp_offset)
     } else {
-        None
+        0
     };
     attempt::end(errno, ret < 0, |attempt| snapshot(attempt));
 }
 
-/// `-errno` of the current thread: the C library keeps it at a fixed offset
-/// from the thread pointer (x86: the FS base, saved in `thread_struct` when the
+/// `-errno` of the current thread, 0 when not known: the C library keeps it at a fixed
+/// offset from the thread pointer (x86: the FS base, saved in `thread_struct` when the
 /// task last slept; arch/x86/kernel/process_64.c `save_fsgs`).
 #[inline(always)]
-fn errno_of_current(tp_offset: i64) -> Option<i32> {
+fn errno_of_current(tp_offset: i64) -> i32 {
     if tp_offset == 0 {
-        return None;
+        return 0;
     }
-    let thread_pointer: u64 = read_at(kernel::current(), offset!(task_fsbase))?;
-    let errno: i32 = kernel::read_user(thread_pointer.wrapping_add(tp_offset as u64))?;
-    (1..=4095).contains(&errno).then_some(-errno)
+    let Some(thread_pointer) = read_at::<u64>(kernel::current(), offset!(task_fsbase)) else {
+        return 0;
+    };
+    let Some(errno) = kernel::read_user::<i32>(thread_pointer.wrapping_add(tp_offset as u64))
+    else {
+        return 0;
+    };
+    if (1..=4095).contains(&errno) {
+        -errno
+    } else {
+        0
+    }
 }
 
 /// Reads the state that the checks have just judged.
@@ -67,7 +77,8 @@ fn snapshot(attempt: &mut Attempt) {
     let task = kernel::current();
     task_state(attempt, task);
     memory(attempt, task);
-    pid_namespace(attempt, task);
+    pid::snapshot(attempt);
+    open_files(attempt, task);
     if let Some((nr_threads, max_threads)) = kernel::threads() {
         attempt.state.nr_threads = nr_threads as i64;
         attempt.state.max_threads = max_threads as i64;
@@ -100,6 +111,27 @@ fn task_state(attempt: &mut Attempt, task: u64) {
         attempt.state.seccomp_mode = mode;
         attempt.valid |= valid::SECCOMP;
     }
+    if let Some(ptrace) = read_at(task, offset!(task_ptrace)) {
+        attempt.state.ptrace = ptrace;
+        attempt.valid |= valid::PTRACE;
+    }
+    if let Some(signal) = read_at::<u64>(task, offset!(task_signal))
+        && let Some(adjustment) = read_at::<i16>(signal, offset!(signal_oom_score_adj))
+    {
+        attempt.state.oom_score_adj = adjustment as i32;
+        attempt.valid |= valid::OOM_SCORE_ADJ;
+    }
+}
+
+#[inline(always)]
+fn open_files(attempt: &mut Attempt, task: u64) {
+    if let Some(files) = read_at::<u64>(task, offset!(task_files))
+        && let Some(table) = read_at::<u64>(files, offset!(files_fdt))
+        && let Some(room) = read_at(table, offset!(fdt_max_fds))
+    {
+        attempt.state.max_fds = room;
+        attempt.valid |= valid::MAX_FDS;
+    }
 }
 
 #[inline(always)]
@@ -113,28 +145,5 @@ fn memory(attempt: &mut Attempt, task: u64) {
         attempt.state.data_vm_pages = data;
         attempt.state.stack_vm_pages = stack;
         attempt.valid |= valid::MM;
-    }
-}
-
-#[inline(always)]
-fn pid_namespace(attempt: &mut Attempt, task: u64) {
-    let Some(nsproxy) = read_at::<u64>(task, offset!(task_nsproxy)) else {
-        return;
-    };
-    let Some(namespace) = read_at::<u64>(nsproxy, offset!(nsproxy_pid_ns)) else {
-        return;
-    };
-    if let Some(allocated) = read_at(namespace, offset!(pidns_allocated))
-        && let Some(level) = read_at(namespace, offset!(pidns_level))
-        && let Some(inum) = read_at(namespace, offset!(pidns_inum))
-    {
-        attempt.state.pid_allocated = allocated;
-        attempt.state.pidns_level = level;
-        attempt.state.pidns_inum = inum;
-        attempt.valid |= valid::PIDNS;
-    }
-    if let Some(pid_max) = read_at(namespace, offset!(pidns_pid_max)) {
-        attempt.state.pidns_pid_max = pid_max;
-        attempt.valid |= valid::PIDNS_PID_MAX;
     }
 }

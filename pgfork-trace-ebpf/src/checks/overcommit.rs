@@ -4,7 +4,7 @@ use pgfork_trace_common::{Attempt, Check, Overcommit, valid};
 
 use crate::{
     attempt,
-    checks::stages::note_result,
+    checks::{memory, stages::note_result},
     kernel::{self, offset, read_at},
 };
 
@@ -13,6 +13,18 @@ use crate::{
 pub fn refused(ret: i32, mm: u64, pages: u64, cap_sys_admin: i32) {
     if let Some(attempt) = attempt::open() {
         record(attempt, ret, mm, pages, cap_sys_admin);
+    } else {
+        memory::overcommit_refused(ret, mm, pages, cap_sys_admin);
+    }
+}
+
+/// Keeps the arguments until the kretprobe.
+#[inline(always)]
+pub fn entered(mm: u64, pages: u64, cap_sys_admin: u64) {
+    if attempt::open().is_some() {
+        attempt::stash([mm, pages, cap_sys_admin]);
+    } else {
+        memory::entered(Check::VmEnoughMemory, [mm, pages, cap_sys_admin]);
     }
 }
 
@@ -22,6 +34,8 @@ pub fn refused_stashed(ret: i32) {
     if let Some(attempt) = attempt::open() {
         let [mm, pages, cap_sys_admin] = attempt.stash;
         record(attempt, ret, mm, pages, cap_sys_admin as i32);
+    } else if let Some([mm, pages, cap_sys_admin]) = memory::kept(Check::VmEnoughMemory) {
+        memory::overcommit_refused(ret, mm, pages, cap_sys_admin as i32);
     }
 }
 

@@ -48,7 +48,7 @@ pub fn snapshot(attempt: &mut Attempt) {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn walk(attempt: &mut Attempt, css_set: u64) {
     let Some(mut css) = kernel::pids_css(css_set) else {
         return;

@@ -37,6 +37,11 @@ pub fn exit<C: aya_ebpf::EbpfContext>(ctx: &C) {
 
 #[inline(always)]
 fn send(kind: u32, tgid: u32) {
-    // When the buffer is full, user space finds out at its next look at /proc.
-    let _ = RECORDS.output::<ProcessEvent>(&ProcessEvent { kind, tgid }, 0);
+    // User space then finds out at its next look at /proc.
+    if RECORDS
+        .output::<ProcessEvent>(&ProcessEvent { kind, tgid }, 0)
+        .is_err()
+    {
+        attempt::lost_event();
+    }
 }

@@ -37,7 +37,7 @@ pub fn snapshot(attempt: &mut Attempt) {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn walk(attempt: &mut Attempt) {
     let task = kernel::current();
     let Some(signal) = read_at::<u64>(task, offset!(task_signal)) else {

@@ -95,6 +95,22 @@ pub(super) fn tracepoint(ebpf: &mut Ebpf, name: &str) -> Result<(), CaptureError
         .map_err(|error| refused(name, name, error))
 }
 
+/// Detaches and unloads the programs of a function, whichever of them are attached.
+pub(super) fn detach(ebpf: &mut Ebpf, hook: &Alternative) {
+    for name in [hook.fentry, hook.fexit, hook.kprobe, hook.kretprobe]
+        .into_iter()
+        .flatten()
+    {
+        // Not loaded is what is wanted.
+        match ebpf.program_mut(name) {
+            Some(Program::FEntry(program)) => drop(program.unload()),
+            Some(Program::FExit(program)) => drop(program.unload()),
+            Some(Program::KProbe(program)) => drop(program.unload()),
+            _ => {}
+        }
+    }
+}
+
 const FORK_ENTRY: &str = "libc_fork_uprobe";
 const FORK_RETURN: &str = "libc_fork_uretprobe";
 
@@ -104,12 +120,13 @@ pub(super) struct ForkProbes {
     _return: UProbeLink,
 }
 
-/// Loads the programs that watch `fork` of C libraries.
+/// Loads the programs that watch `fork` of C libraries, unless they are.
 pub(super) fn load_fork_probes(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
     for name in [FORK_ENTRY, FORK_RETURN] {
-        typed!(ebpf, name, UProbe)
-            .load()
-            .map_err(|error| refused(name, "", error))?;
+        match typed!(ebpf, name, UProbe).load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+            Err(error) => return Err(refused(name, "", error)),
+        }
     }
     Ok(())
 }

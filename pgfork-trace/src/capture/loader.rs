@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Endianness, VerifierLogLevel, include_bytes_aligned,
-    maps::{HashMap, RingBuf},
+    maps::{Array, HashMap, RingBuf},
 };
 use pgfork_trace_common::Check;
 
@@ -21,7 +21,7 @@ use crate::{
     kernel::{
         self, btf, functions,
         layout::Layout,
-        plan::{Hook, Method, Plan, row},
+        plan::{Group, Hook, Method, Plan, row},
         symbols::{Symbols, VARIABLES},
     },
     verdict::Coverage,
@@ -63,12 +63,16 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
     let standing = ready()?;
     let kernel = Kernel::read(&settings.btf)?;
     raise_memlock();
-    let mut ebpf =
-        load(&kernel, settings.verbose).map_err(|error| explain_load(error, &standing))?;
+    let mut ebpf = load(&kernel, settings).map_err(|error| explain_load(error, &standing))?;
     let mut maps = Maps::take(&mut ebpf)?;
-    for name in EXEC_NAMES {
+    let names = EXEC_NAMES
+        .into_iter()
+        .chain(settings.comms.iter().map(String::as_str));
+    for name in names {
+        // TASK_COMM_LEN (include/linux/sched.h): 15 bytes and a null.
         let mut comm = [0; 16];
-        comm[..name.len()].copy_from_slice(name.as_bytes());
+        let length = name.len().min(comm.len() - 1);
+        comm[..length].copy_from_slice(&name.as_bytes()[..length]);
         maps.exec_names
             .insert(comm, 1, 0)
             .map_err(|source| CaptureError::Map {
@@ -76,10 +80,13 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
                 source,
             })?;
     }
-    let attached = choose_method(&mut ebpf, &kernel, settings.method)?;
+    let btf = kernel.function_ids()?;
+    let mut attached = choose_method(&mut ebpf, &kernel, &btf, settings)?;
     for name in ["sched_process_exec", "sched_process_exit"] {
         attach::tracepoint(&mut ebpf, name)?;
+        attached.probes += 1;
     }
+    also_useful(&mut ebpf, &mut attached);
     Ok(Capture {
         ebpf,
         records: maps.records,
@@ -91,7 +98,12 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
             hooked: attached.hooked,
             not_seen: attached.not_seen,
         },
-        probes: attached.probes + 2,
+        probes: attached.probes,
+        lost_events: maps.lost_events,
+        clients: maps.clients,
+        hooks: kernel.plan.hooks,
+        btf,
+        armed: Vec::new(),
         forks: StdHashMap::new(),
         refused_methods: attached.refused,
     })
@@ -141,15 +153,18 @@ impl Kernel {
     }
 }
 
-pub(super) fn load(kernel: &Kernel, verbose: bool) -> Result<Ebpf, aya::EbpfError> {
+pub(super) fn load(kernel: &Kernel, settings: &Settings) -> Result<Ebpf, aya::EbpfError> {
     let addresses = VARIABLES.map(|variable| kernel.address(variable));
     let names = VARIABLES.map(str::to_ascii_uppercase);
     // aya_log::LEVEL: 0 turns every diagnostic of the kernel side into dead code.
+    let verbose = settings.verbose;
+    let all_children = u8::from(settings.all_children);
     let log_level: u8 = if verbose { log::Level::Debug as u8 } else { 0 };
     let mut loader = without_btf();
     loader
         .override_global("OFFSETS", &kernel.layout.offsets[..], true)
         .override_global("PIDS_CGRP_ID", &kernel.layout.pids_cgrp_id, true)
+        .override_global("ALL_CHILDREN", &all_children, true)
         .override_global(aya_log::LEVEL, &log_level, true)
         .verifier_log_level(if verbose {
             VerifierLogLevel::default()
@@ -205,6 +220,8 @@ struct Maps {
     totals: HashMap<aya::maps::MapData, u32, pgfork_trace_common::Totals>,
     refusals: HashMap<aya::maps::MapData, pgfork_trace_common::RefusalKey, u64>,
     exec_names: HashMap<aya::maps::MapData, [u8; 16], u8>,
+    clients: HashMap<aya::maps::MapData, pgfork_trace_common::ClientKey, u64>,
+    lost_events: Array<aya::maps::MapData, u64>,
 }
 
 impl Maps {
@@ -227,6 +244,8 @@ impl Maps {
             totals: map(ebpf, "TOTALS")?,
             refusals: map(ebpf, "REFUSALS")?,
             exec_names: map(ebpf, "EXEC_NAMES")?,
+            clients: map(ebpf, "CLIENTS")?,
+            lost_events: map(ebpf, "LOST_EVENTS")?,
         })
     }
 }
@@ -240,14 +259,35 @@ struct Attached {
     refused: Vec<String>,
 }
 
+/// Tracepoints whose absence costs only what they tell.
+fn also_useful(ebpf: &mut Ebpf, attached: &mut Attached) {
+    let mut wanted = vec![
+        ("mark_victim", Check::OomKillProcess),
+        ("signal_generate", Check::OomKillProcess),
+    ];
+    if attached.method == Method::Tracepoint {
+        wanted.push((
+            "mm_vmscan_memcg_reclaim_begin",
+            Check::TryToFreeMemCgroupPages,
+        ));
+    }
+    for (name, check) in wanted {
+        match attach::tracepoint(ebpf, name) {
+            Ok(()) => attached.probes += 1,
+            Err(error) => attached.not_seen.push((check, error.to_string())),
+        }
+    }
+}
+
 /// Tries the methods, best first, on `kernel_clone`; the first that works is
 /// the method. Single checks that it cannot hook are then tried by kprobe.
 fn choose_method(
     ebpf: &mut Ebpf,
     kernel: &Kernel,
-    forced: Option<Method>,
+    btf: &AyaBtf,
+    settings: &Settings,
 ) -> Result<Attached, CaptureError> {
-    let btf = kernel.function_ids()?;
+    let forced = settings.method;
     let mut refused = Vec::new();
     for method in [Method::Fexit, Method::Kprobe, Method::Tracepoint] {
         if forced.is_some_and(|forced| forced != method) {
@@ -255,7 +295,7 @@ fn choose_method(
         }
         let attached = match method {
             Method::Tracepoint => state_only(ebpf, kernel),
-            hooks => all_hooks(ebpf, kernel, &btf, hooks),
+            hooks => all_hooks(ebpf, kernel, btf, hooks, settings.all_children),
         };
         match attached {
             Ok(attached) => {
@@ -285,11 +325,18 @@ fn all_hooks(
     kernel: &Kernel,
     btf: &AyaBtf,
     method: Method,
+    requests: bool,
 ) -> Result<Attached, CaptureError> {
+    let wanted = |check: Check| match row(check).group {
+        Group::Base => true,
+        Group::Requests => requests,
+        Group::Armed => false,
+    };
     let (clone, checks): (Vec<&Hook>, Vec<&Hook>) = kernel
         .plan
         .hooks
         .iter()
+        .filter(|hook| wanted(hook.check))
         .partition(|hook| row(hook.check).essential);
     let clone = *clone.first().ok_or_else(|| CaptureError::Method {
         method: method.name(),
@@ -306,6 +353,7 @@ fn all_hooks(
             .plan
             .not_seen
             .iter()
+            .filter(|it| wanted(it.check))
             .map(|it| (it.check, it.why.clone()))
             .collect(),
         probes: 0,
@@ -316,14 +364,7 @@ fn all_hooks(
     attached.probes += by(ebpf, first, btf, method)?;
     attached.hooked.insert(first.check);
     for hook in checks.into_iter().filter(|hook| hook.check != first.check) {
-        let result = by(ebpf, hook, btf, method).or_else(|error| {
-            if method == Method::Fexit {
-                by(ebpf, hook, btf, Method::Kprobe)
-            } else {
-                Err(error)
-            }
-        });
-        match result {
+        match by_best(ebpf, hook, btf, method) {
             Ok(probes) => {
                 attached.probes += probes;
                 attached.hooked.insert(hook.check);
@@ -334,6 +375,22 @@ fn all_hooks(
     attached.probes += by(ebpf, clone, btf, method)?;
     attached.hooked.insert(clone.check);
     Ok(attached)
+}
+
+/// By this method, or by the next one where this does not take the function.
+pub(super) fn by_best(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    btf: &AyaBtf,
+    method: Method,
+) -> Result<usize, CaptureError> {
+    by(ebpf, hook, btf, method).or_else(|error| {
+        if method == Method::Fexit {
+            by(ebpf, hook, btf, Method::Kprobe)
+        } else {
+            Err(error)
+        }
+    })
 }
 
 fn by(ebpf: &mut Ebpf, hook: &Hook, btf: &AyaBtf, method: Method) -> Result<usize, CaptureError> {

@@ -13,8 +13,8 @@ use std::{
 };
 
 use aya::{
-    Ebpf,
-    maps::{HashMap, MapData, RingBuf},
+    Btf, Ebpf,
+    maps::{Array, HashMap, MapData, RingBuf},
 };
 use pgfork_trace_common::{ClientKey, HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched};
 
@@ -23,7 +23,11 @@ pub use loader::Settings;
 pub use record::Record;
 pub use verify::{Loaded, load_all};
 
-use crate::{kernel::plan::Method, verdict::Coverage};
+use crate::{
+    host::{Root, process},
+    kernel::plan::{Group, Hook, Method, row},
+    verdict::Coverage,
+};
 
 /// The attached kernel side. Everything is detached when it is dropped, or by
 /// the kernel when the process ends, however it ends.
@@ -33,6 +37,11 @@ pub struct Capture {
     watched: HashMap<MapData, u32, Watched>,
     totals: HashMap<MapData, u32, Totals>,
     refusals: HashMap<MapData, RefusalKey, u64>,
+    clients: HashMap<MapData, ClientKey, u64>,
+    lost_events: Array<MapData, u64>,
+    hooks: Vec<Hook>,
+    btf: Btf,
+    armed: Vec<Hook>,
     coverage: Coverage,
     probes: usize,
     forks: StdHashMap<u32, attach::ForkProbes>,
@@ -90,13 +99,10 @@ impl Capture {
             postmaster: u64::from(postmaster),
             ..Watched::default()
         };
-        let library = if self.coverage.method == Method::Tracepoint {
-            let library = libc_fork::locate(pid)?;
+        let library = self.library(pid)?;
+        if let Some(library) = &library {
             watched.errno_tp_offset = library.errno_tp_offset.unwrap_or(0);
-            Some(library)
-        } else {
-            None
-        };
+        }
         if self.totals.get(&pid, 0).is_err() {
             self.totals
                 .insert(pid, NO_TOTALS, 0)
@@ -110,6 +116,8 @@ impl Capture {
                 Ok(probes) => {
                     self.forks.insert(pid, probes);
                 }
+                // The fork path itself is hooked: only what answers before it is not seen.
+                Err(_) if self.coverage.method != Method::Tracepoint => {}
                 Err(error) => {
                     self.unwatch(pid);
                     return Err(error);
@@ -117,6 +125,23 @@ impl Capture {
             }
         }
         Ok(())
+    }
+
+    /// The C library whose `fork` is to be watched: with the tracepoint method, and where a
+    /// seccomp filter or a tracer may answer before the kernel's fork path is reached.
+    fn library(&mut self, pid: u32) -> Result<Option<libc_fork::Library>, CaptureError> {
+        if self.coverage.method == Method::Tracepoint {
+            return libc_fork::locate(pid).map(Some);
+        }
+        let status = process::status(&Root::default(), pid).ok().flatten();
+        let intercepted = status.is_some_and(|status| {
+            status.tracer_pid.is_some_and(|tracer| tracer != 0)
+                || status.seccomp.is_some_and(|it| it != process::Seccomp::Off)
+        });
+        if !intercepted || attach::load_fork_probes(&mut self.ebpf).is_err() {
+            return Ok(None);
+        }
+        Ok(libc_fork::locate(pid).ok())
     }
 
     /// Stops following `pid`; its totals remain readable.
@@ -160,22 +185,69 @@ impl Capture {
         self.totals.get(&pid, 0).ok()
     }
 
-    /// Connections of postmasters so far, by client; family 0 counts forks for none.
+    /// Connections of postmasters so far, by client; family 0 counts forks for none. Of very
+    /// many clients the rarest are forgotten.
     #[must_use]
     pub fn clients(&self) -> Vec<(ClientKey, u64)> {
-        Vec::new()
+        self.clients.iter().filter_map(Result::ok).collect()
     }
 
-    /// Attaches the checks on hot paths as well; returns how many probes that adds.
+    /// Records other than refusals that were lost because the ring buffer was full.
+    #[must_use]
+    pub fn lost_events(&self) -> u64 {
+        self.lost_events.get(&0, 0).unwrap_or(0)
+    }
+
+    /// Attaches the checks on hot paths as well; returns how many probes that adds, 0 when
+    /// they are attached already.
     ///
     /// # Errors
     /// When none of them can be attached here; nothing is then attached.
     pub fn arm(&mut self) -> Result<usize, CaptureError> {
-        Ok(0)
+        if self.coverage.method == Method::Tracepoint {
+            return Err(CaptureError::Method {
+                method: self.coverage.method.name(),
+                why: "it hooks no function of the kernel".to_owned(),
+            });
+        }
+        if !self.armed.is_empty() {
+            return Ok(0);
+        }
+        let mut added = 0;
+        let mut refused = None;
+        let is_armed = |hook: &&Hook| row(hook.check).group == Group::Armed;
+        for hook in self.hooks.iter().filter(is_armed) {
+            match loader::by_best(&mut self.ebpf, hook, &self.btf, self.coverage.method) {
+                Ok(probes) => {
+                    added += probes;
+                    self.coverage.hooked.insert(hook.check);
+                    self.armed.push(*hook);
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            Some(error) if self.armed.is_empty() => Err(error),
+            _ => {
+                self.probes += added;
+                Ok(added)
+            }
+        }
     }
 
     /// Detaches what [`Self::arm`] attached.
-    pub fn disarm(&mut self) {}
+    pub fn disarm(&mut self) {
+        for hook in std::mem::take(&mut self.armed) {
+            attach::detach(&mut self.ebpf, hook.alternative);
+            self.coverage.hooked.remove(&hook.check);
+        }
+    }
+
+    /// Whether further probes will be opened: on postmasters that start later, or by [`Self::arm`].
+    #[must_use]
+    pub fn opens_probes(&self) -> bool {
+        self.coverage.method != Method::Fexit || !self.forks.is_empty()
+    }
 
     /// Exact counts of refusals, by what was seen of them.
     #[must_use]

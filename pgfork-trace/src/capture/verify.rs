@@ -41,8 +41,7 @@ pub fn load_all(settings: &Settings) -> Result<Vec<Loaded>, CaptureError> {
     let standing = ready()?;
     let kernel = Kernel::read(&settings.btf)?;
     raise_memlock();
-    let mut ebpf =
-        load(&kernel, settings.verbose).map_err(|error| explain_load(error, &standing))?;
+    let mut ebpf = load(&kernel, settings).map_err(|error| explain_load(error, &standing))?;
     let btf = kernel.function_ids()?;
     let wanted = |method| settings.method.is_none_or(|only| only == method);
     let mut loaded = Vec::new();

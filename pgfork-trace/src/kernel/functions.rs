@@ -21,6 +21,8 @@ pub enum Class {
     Scalar(u32),
     /// A pointer to the struct or union of this name, or to something else (empty name).
     Pointer(String),
+    /// A struct or union of this many bytes, by value.
+    Value(u32),
     /// Passed by value in a way that no hook of ours expects.
     Other,
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Class {
             Self::Scalar(bytes) => write!(f, "int{}", bytes * 8),
             Self::Pointer(name) if name.is_empty() => f.write_str("pointer"),
             Self::Pointer(name) => write!(f, "{name} *"),
+            Self::Value(bytes) => write!(f, "struct of {bytes} bytes"),
             Self::Other => f.write_str("by value"),
         }
     }
@@ -95,6 +98,7 @@ impl Btf {
                 }
                 _ => String::new(),
             }),
+            KIND_STRUCT | KIND_UNION => Class::Value(ty.size_or_type),
             _ => Class::Other,
         })
     }

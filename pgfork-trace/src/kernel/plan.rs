@@ -51,6 +51,20 @@ pub enum Parameter {
     To(&'static str),
     /// Pointer to anything.
     Pointer,
+    /// Flags: an integer, a pointer, or a struct that takes one register.
+    Flags,
+}
+
+/// When the programs of a check are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// Always: free for everyone who is not in the middle of a watched fork.
+    Base,
+    /// For some minutes after an ENOMEM that the base set does not explain: hot paths.
+    Armed,
+    /// With `--all-children`: what running processes ask for.
+    Requests,
 }
 
 /// Expected result of a hooked function.
@@ -98,6 +112,8 @@ pub struct Row {
     pub essential: bool,
     /// Where the kernel lacks the function, or it returns nothing, there is no such check.
     pub newer: bool,
+    /// When it is attached.
+    pub group: Group,
 }
 
 impl Row {
@@ -224,6 +240,8 @@ fn fits(alternative: &Alternative, prototype: &Prototype) -> bool {
                     true
                 }
                 (Parameter::To(name), Class::Pointer(actual)) => name == actual,
+                (Parameter::Flags, Class::Scalar(_) | Class::Pointer(_)) => true,
+                (Parameter::Flags, Class::Value(bytes)) => *bytes <= 8,
                 _ => false,
             })
 }
@@ -239,7 +257,6 @@ mod tests {
         for row in TABLE {
             assert!(!row.alternatives.is_empty());
             for alternative in row.alternatives {
-                assert_eq!(alternative.function, row.function());
                 assert!(alternative.fentry.is_some() || alternative.fexit.is_some());
                 assert!(alternative.kprobe.is_some() || alternative.kretprobe.is_some());
             }

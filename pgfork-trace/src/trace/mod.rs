@@ -220,8 +220,7 @@ impl Trace<'_> {
         if let Some(hidden) = hidden {
             self.emit(&Notice::line("proc_hidden", hidden))?;
         }
-        let opens_probes = self.capture.coverage().method == Method::Tracepoint;
-        if let Err(error) = privileges::drop_capabilities(opens_probes) {
+        if let Err(error) = privileges::drop_capabilities(self.capture.opens_probes()) {
             self.emit(&Notice::line(
                 "capabilities_kept",
                 format!("capabilities could not be dropped: {error}"),

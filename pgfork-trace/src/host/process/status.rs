@@ -37,6 +37,8 @@ pub enum Seccomp {
 pub struct Status {
     /// Process that this thread belongs to; differs from the pid when a thread id was asked for.
     pub tgid: Option<Pid>,
+    /// Process that traces it, 0 for none.
+    pub tracer_pid: Option<Pid>,
     /// Parent, 0 when outside of the tool's pid namespace.
     pub parent: Pid,
     /// User ids.
@@ -106,6 +108,7 @@ impl Status {
         match key {
             b"Tgid" => self.tgid = Some(read::parse(value).ok_or(NUMBER)?),
             b"PPid" => self.parent = read::parse(value).ok_or(NUMBER)?,
+            b"TracerPid" => self.tracer_pid = Some(read::parse(value).ok_or(NUMBER)?),
             b"Threads" => self.threads = read::parse(value).ok_or(NUMBER)?,
             b"Uid" => self.uids = uids(value).ok_or("four user ids")?,
             b"NSpid" => {

@@ -188,6 +188,7 @@ impl Dump {
                 }
                 _ => "pointer".to_owned(),
             },
+            "STRUCT" | "UNION" => format!("struct of {} bytes", ty.size),
             _ => "by value".to_owned(),
         }
     }

@@ -27,7 +27,7 @@ use super::{
 use dump::{Dump, bpftool_works};
 
 const KERNELS: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.2"];
-const LARGEST_EXTRACT: usize = 60_000;
+const LARGEST_EXTRACT: usize = 120_000;
 
 fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -184,6 +184,52 @@ fn varying(check: Check) -> Option<[Option<&'static str>; 5]> {
             let two = Some("copy_thread_2_fexit");
             [Some("copy_thread_5_fexit"), two, two, two, two]
         }
+        Check::TaskExecStateCopy => [None, None, None, None, Some("task_exec_state_copy_fexit")],
+        Check::IoUringFork => [None, None, None, None, Some("io_uring_fork_fexit")],
+        Check::CopyIo => since_6_1("copy_io_fexit"),
+        Check::FutexHashAllocate => {
+            let program = Some("futex_hash_allocate_default_fexit");
+            [None, None, None, program, program]
+        }
+        // Where it is not inlined.
+        Check::DupMmap => {
+            let program = Some("dup_mmap_fexit");
+            [None, program, None, program, program]
+        }
+        Check::MemcgKmemCharge => [Some("memcg_kmem_charge_fexit"), None, None, None, None],
+        Check::DoBrkFlags => {
+            let five = Some("do_brk_flags_5_fexit");
+            [Some("do_brk_flags_4_fexit"), five, five, five, five]
+        }
+        Check::Mremap => {
+            let four = Some("vma_to_resize_4_fexit");
+            let since = Some("do_mremap_fexit");
+            [Some("vma_to_resize_5_fexit"), four, four, since, since]
+        }
+        Check::Mprotect => {
+            let seven = Some("mprotect_fixup_7_fexit");
+            let (five, six) = ("mprotect_fixup_5_fexit", "mprotect_fixup_6_fexit");
+            [Some(five), Some(six), seven, seven, seven]
+        }
+        Check::HugetlbReservePages => {
+            let (ok, error) = (
+                Some("hugetlb_reserve_pages_bool_fexit"),
+                Some("hugetlb_reserve_pages_long_fexit"),
+            );
+            [ok, ok, ok, error, error]
+        }
+        // 5.10 has it inline.
+        Check::MlockFuture => {
+            let ok = Some("mlock_future_ok_fexit");
+            [None, Some("mlock_future_check_fexit"), ok, ok, ok]
+        }
+        Check::GetUnmappedArea => {
+            let (five, six) = (
+                Some("get_unmapped_area_5_fexit"),
+                Some("get_unmapped_area_6_fexit"),
+            );
+            [five, five, six, six, six]
+        }
         // Absent, then without a result, then with one.
         Check::SchedCgroupFork => {
             let int = Some("sched_cgroup_fork_fexit");
@@ -241,6 +287,7 @@ fn the_layout_follows_the_kernels_history() {
         let number = OFFSET_FIELDS.iter().position(|it| *it == field).unwrap();
         layout.offsets[number] == ABSENT
     };
+    const UNTIL_6_1: [bool; 5] = [false, false, true, true, true];
     let table: &[((&str, &str), [bool; 5])] = &[
         (
             ("user_struct", "processes"),
@@ -256,6 +303,10 @@ fn the_layout_follows_the_kernels_history() {
             ("pid_namespace", "pid_max"),
             [true, true, true, false, false],
         ),
+        // Debian builds 6.12 and later without the memory controller of cgroup v1.
+        (("mem_cgroup", "kmem.usage"), UNTIL_6_1),
+        (("mem_cgroup", "kmem.max"), UNTIL_6_1),
+        (("mem_cgroup", "oom_kill_disable"), UNTIL_6_1),
     ];
     for (field, expected) in table {
         for (kernel, expected) in KERNELS.iter().zip(expected) {
