@@ -11,8 +11,9 @@ use super::{
 /// (`MEMCG_CHARGE_BATCH`, include/linux/memcontrol.h, 6.1 to 7.2; 32 pages in 5.10), of which
 /// each CPU may hold one back, and the refused fork has given back what it had.
 const SLACK: u64 = 1 << 20;
-/// The stack of a process in the kernel (`THREAD_SIZE`, x86-64 and arm64), charged page by page.
-const KERNEL_STACK: u64 = 16 << 10;
+/// The same for kernel memory: a stack of 16 KiB or a slab of up to 32 KiB did not fit, and what
+/// the refused fork had of it is given back.
+const KERNEL_SLACK: u64 = 64 << 10;
 /// Since this release a limit of kernel memory has no effect (mm/memcontrol.c; it does in 5.10,
 /// not in 6.1).
 const KMEM_LIMIT_GONE: (u32, u32) = (5, 16);
@@ -116,11 +117,13 @@ impl MemcgLevel {
             || full(self.memsw_usage_bytes, self.memsw_limit_bytes)
     }
 
-    /// Whether kernel memory is at its limit: not even a stack more.
+    /// Whether kernel memory is at its limit.
     #[must_use]
     pub fn kernel_memory_is_full(&self) -> bool {
         match (self.kmem_usage_bytes, self.kmem_limit_bytes) {
-            (Some(usage), Some(limit)) => usage.saturating_add(KERNEL_STACK) > limit,
+            (Some(usage), Some(limit)) => {
+                usage.saturating_add(KERNEL_SLACK.min(limit / 8)) >= limit
+            }
             _ => false,
         }
     }

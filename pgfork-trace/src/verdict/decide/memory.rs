@@ -14,6 +14,7 @@ pub(super) fn cgroup(view: &View) -> Option<Found> {
         return None;
     }
     no_victim(view)
+        .or_else(|| killed(view))
         .or_else(|| kernel_memory(view))
         .or_else(|| oom_kill_disabled(view))
         .or_else(|| dying(view))
@@ -32,6 +33,21 @@ fn no_victim(view: &View) -> Option<Found> {
             view.how_far()
         ),
     ))
+}
+
+/// A process that is being killed gets no more memory (mm/memcontrol.c `try_charge_memcg`, 6.1 to
+/// 7.2), and everything that it is interrupted in while memory is copied becomes ENOMEM.
+fn killed(view: &View) -> Option<Found> {
+    view.was_killed().then(|| {
+        Found::deduced(
+            Cause::MemcgOomKilledForker,
+            view.deepest().map(|(check, _)| check),
+            format!(
+                "the kernel log says that the OOM killer of a memory cgroup killed this process, and its fork ended with ENOMEM; {}",
+                view.how_far()
+            ),
+        )
+    })
 }
 
 /// mm/memcontrol.c `__memcg_kmem_charge`, 5.10: the charge to memory comes first, and fails only

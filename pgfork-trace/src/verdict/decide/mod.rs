@@ -122,8 +122,10 @@ impl Decision {
         }
         let place = candidates.iter().position(|it| it.cause == self.cause);
         let behind = candidates.iter().enumerate().filter(|(at, candidate)| {
-            // Those of the same error are among what is possible, unless the check was seen.
-            let told = self.certainty != Certainty::Observed && view.gives(candidate.errno);
+            // What may have refused instead is told as that.
+            let told = self.certainty != Certainty::Observed
+                && view.gives(candidate.errno)
+                && view.passed(candidate).is_none();
             place.is_some_and(|place| *at > place) && !told
         });
         for (_, candidate) in behind {

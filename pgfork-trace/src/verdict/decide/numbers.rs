@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        Cause, LogFact,
+        Cause,
         candidates::{Candidate, Numbers},
         errno_name,
     },
@@ -86,10 +86,7 @@ fn fitting(candidate: &Candidate, alone: bool) -> Option<&str> {
 /// The OOM killer of a memory cgroup chose this very process, and its fork ended for it.
 fn killed(view: &View) -> Option<Found> {
     let interrupted = view.ret.is_none_or(|ret| ret == -libc::EINTR);
-    let victim = LogFact::CgroupKilled {
-        pid: view.attempt.tgid,
-    };
-    (interrupted && view.evidence.kernel_log.contains(&victim)).then(|| {
+    (interrupted && view.was_killed()).then(|| {
         Found::deduced(
             Cause::MemcgOomKilledForker,
             None,

@@ -122,7 +122,9 @@ fn alloc_pid(view: &View) -> Option<Found> {
 /// `copy_mm` makes ENOMEM of every error inside it (kernel/fork.c 5.10 to 7.2).
 fn dying_in_dup_mmap(view: &View) -> Option<Found> {
     let check = Check::DupMmap;
-    (view.failing(check) == Some(EINTR) && view.attempt.ret == ENOMEM).then(|| {
+    // Who killed it says more.
+    let dying = view.failing(check) == Some(EINTR) && view.attempt.ret == ENOMEM;
+    (dying && !view.was_killed()).then(|| {
         Found::observed(
             Cause::FatalSignal,
             check,

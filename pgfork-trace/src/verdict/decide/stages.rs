@@ -4,7 +4,7 @@ use pgfork_trace_common::Check;
 
 use super::{
     super::{
-        Cause, Coverage, LogFact,
+        Cause, Coverage,
         candidates::{EAGAIN, ENOMEM},
     },
     Found,
@@ -95,31 +95,25 @@ fn namespace_died(view: &View) -> Option<Found> {
 }
 
 fn fatal_signal(view: &View) -> Option<Found> {
-    let how = if view.reached(Check::CgroupCancelFork) {
+    let check = Some(Check::CgroupCancelFork);
+    let behind = view.reached(Check::CgroupCancelFork);
+    let how = if behind {
         "the fork ended with EINTR behind cgroup_can_fork"
-    } else if view.sees(Check::CgroupCancelFork) {
-        return None;
     } else {
         "the fork ended with EINTR"
     };
     let only = "which only a signal that ends the process gives";
-    let victim = LogFact::CgroupKilled {
-        pid: view.attempt.tgid,
-    };
-    if view.evidence.kernel_log.contains(&victim) {
+    if view.was_killed() {
         return Some(Found::deduced(
             Cause::MemcgOomKilledForker,
-            Some(Check::CgroupCancelFork),
+            check.filter(|_| behind),
             format!(
                 "{how}, {only}, and the kernel log says that the OOM killer of a memory cgroup killed this process"
             ),
         ));
     }
-    Some(Found::deduced(
-        Cause::FatalSignal,
-        Some(Check::CgroupCancelFork),
-        format!("{how}, {only}"),
-    ))
+    (behind || !view.sees(Check::CgroupCancelFork))
+        .then(|| Found::deduced(Cause::FatalSignal, check, format!("{how}, {only}")))
 }
 
 /// Checks that give ENOMEM for a reason of their own: where one could not be watched and the fork

@@ -3,7 +3,7 @@
 use pgfork_trace_common::{Attempt, Check, source, valid};
 
 use super::super::{
-    Coverage, Evidence,
+    Coverage, Evidence, LogFact,
     candidates::{Candidate, ENOMEM},
     failed_checks,
 };
@@ -121,6 +121,14 @@ impl<'a> View<'a> {
         let check = candidate.check?;
         let watched = self.sees(check) && self.failing(check).is_none();
         watched.then(|| format!("{} was watched and did not refuse", name(check)))
+    }
+
+    /// Whether the kernel log says that the OOM killer of a memory cgroup chose this process.
+    pub(super) fn was_killed(&self) -> bool {
+        let victim = LogFact::CgroupKilled {
+            pid: self.attempt.tgid,
+        };
+        self.evidence.kernel_log.contains(&victim)
     }
 
     /// Whether a check that ends every fork it refuses was seen refusing: the error is then its,

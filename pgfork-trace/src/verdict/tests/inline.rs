@@ -240,6 +240,16 @@ fn cgroup_cancel_fork_tells_the_last_checks() {
     killed.kernel_log = vec![LogFact::CgroupKilled { pid: 1843 }];
     let verdict = judge(&late(-libc::EINTR).done(), &killed, &base_hooks());
     assert_eq!(verdict.cause, Cause::MemcgOomKilledForker);
+    for refused in [
+        through(ENOMEM, &[Check::PgdAlloc]),
+        hooked(ENOMEM).failed(Check::DupMmap, -libc::EINTR),
+        hooked(ENOMEM).failed(Check::CopyCreds, ENOMEM),
+        through(-libc::EINTR, &[Check::AllocPid]),
+    ] {
+        let verdict = judge(&refused.done(), &killed, &all_hooks());
+        assert_eq!(verdict.cause, Cause::MemcgOomKilledForker);
+        assert_eq!(verdict.certainty, Certainty::Deduced);
+    }
     killed.kernel_log = vec![LogFact::CgroupKilled { pid: 9 }];
     let verdict = judge(&late(-libc::EINTR).done(), &killed, &base_hooks());
     assert_eq!(verdict.cause, Cause::FatalSignal);

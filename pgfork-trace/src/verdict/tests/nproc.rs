@@ -323,6 +323,19 @@ fn before_there_was_a_function_the_stages_decide() {
 }
 
 #[test]
+fn what_is_full_behind_it_is_told_with_and_without_the_function() {
+    let full = |build: Build| build.pids(&[(40, 40)]).done();
+    let seen = judge(&full(overlimit(FULL)), &facts(), &all_hooks());
+    let kernel_5_10 = hooks_without(&[Check::IsRlimitOverlimit]);
+    let by_stage = judge(&full(old(400, 400)), &facts(), &kernel_5_10);
+    for verdict in [seen, by_stage] {
+        assert_eq!(verdict.cause, Cause::RlimitNproc);
+        assert_eq!(whats(&verdict.also_full), ["pids cgroup"]);
+        assert!(verdict.also_possible.is_empty());
+    }
+}
+
+#[test]
 fn by_stage_names_what_could_not_be_seen() {
     let verdict = judge(
         &old(400, 400).done(),
