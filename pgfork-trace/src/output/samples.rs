@@ -2,6 +2,7 @@
 
 pub(super) mod children;
 mod lines;
+mod states;
 
 use jiff::Timestamp;
 
@@ -506,5 +507,13 @@ pub(super) fn refusals() -> Vec<(&'static str, Refusal)> {
         ("unknown", unknown()),
         ("sparse", sparse()),
         ("hostile", hostile()),
+        ("memcg_no_victim", states::no_victim()),
+        ("pid_space_exhausted", states::pid_numbers()),
+        ("pid_namespace_dying", states::dying_namespace()),
+        ("threads_max", states::threads()),
+        ("seccomp_denied", states::filter()),
+        ("overcommit_heuristic", states::large_mapping()),
+        ("kernel_stack_alloc_failed", states::kernel_memory()),
+        ("hostile_memcg", states::hostile()),
     ]
 }

@@ -12,7 +12,7 @@ use super::{
     who,
 };
 use crate::verdict::{
-    Cause, Certainty, CheckSeen, Considered, Remedy, Scope, TrailEntry,
+    Cause, Certainty, CheckSeen, Considered, Remedy, Scope, TrailEntry, Verdict,
     client::{Child, ChildKind},
 };
 
@@ -66,7 +66,11 @@ pub(super) fn refusal(clock: &str, refusal: &Refusal, style: Style) -> String {
             style,
         ),
     );
-    block.rows("check", check(verdict.check.as_ref(), &verdict.trail));
+    let inlined = inline_check(verdict);
+    block.rows(
+        "check",
+        inlined.or_else(|| check(verdict.check.as_ref(), &verdict.trail)),
+    );
     block.row("because", sentence(&verdict.because).into_owned());
     block.rows("numbers", numbers::lines(verdict));
     if verdict.certainty == Certainty::Unknown {
@@ -193,6 +197,13 @@ pub(super) fn cause(
             Certainty::Deduced | Certainty::Unknown => style.doubt(&shown),
         }
     )
+}
+
+/// Where the check of a cause sits that has no function of its own to be hooked.
+fn inline_check(verdict: &Verdict) -> Option<String> {
+    let function = verdict.cause.entry().function;
+    (verdict.check.is_none() && verdict.cause != Cause::Unknown && !function.is_empty())
+        .then(|| format!("in {function} (no return of the check itself was seen)"))
 }
 
 /// The way to the check, or all that was seen failing.
