@@ -146,7 +146,11 @@ fn probes() -> bool {
 fn all_by(method: &str, chosen: &[&Case]) -> Result<usize> {
     let mut fixtures = Vec::new();
     for case in chosen {
-        fixtures.push(Fixture::start(case.fixture)?);
+        let mut fixture = Fixture::start(case.fixture)?;
+        if case.early {
+            fixture.prepare()?;
+        }
+        fixtures.push(fixture);
     }
     let pids: Vec<u32> = fixtures.iter().map(|fixture| fixture.child.id()).collect();
     let watched: Vec<String> = pids.iter().map(u32::to_string).collect();
@@ -187,7 +191,9 @@ fn all_by(method: &str, chosen: &[&Case]) -> Result<usize> {
 
 /// Lets one fixture be refused, and ends it when that was told, or is not going to be.
 fn act(case: &Case, mut fixture: Fixture, pid: u32, method: &str, tracer: &Tracer) -> Result<()> {
-    fixture.prepare()?;
+    if !case.early {
+        fixture.prepare()?;
+    }
     let mut came = fixture.go()?;
     let told = |times: usize| said_of(case, pid, &tracer.lines()).len() >= times;
     if !case.cause.is_empty() && (case.visible)(method) {
