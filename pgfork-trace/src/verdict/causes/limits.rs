@@ -61,7 +61,7 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
                   container can have a lower limit than the host, and each level above counts as well.",
         remedy: "Raise kernel.pid_max (at most 4194304), inside the namespace whose numbers are used up; find who has \
                  the tasks.",
-        verify: "sysctl kernel.pid_max   (in a container: nsenter --target PID --pid sysctl kernel.pid_max)",
+        verify: "sysctl kernel.pid_max   (of the namespace: nsenter --pid=/proc/PID/ns/pid_for_children sysctl kernel.pid_max)",
     },
     CauseEntry {
         cause: Cause::SchedDeadlineFork,

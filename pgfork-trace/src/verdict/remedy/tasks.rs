@@ -87,12 +87,13 @@ pub(super) fn numbers(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     remedies
 }
 
-/// A namespace's own setting is the one that a process in it sees (kernel/pid.c, 6.18 and later).
+/// A namespace's own setting is the one that a process in it sees, whatever /proc it looks at
+/// (measured on 6.18). The process itself may be in another namespace than its children.
 fn set(level: &PidNamespaceLevel, ancestor: usize, target: u64, pid: u32) -> String {
     let sysctl = format!("sysctl kernel.pid_max={target}");
     match (level.level, ancestor) {
         (0, _) => sysctl,
-        (_, 0) => format!("nsenter --target {pid} --pid {sysctl}"),
+        (_, 0) => format!("nsenter --pid=/proc/{pid}/ns/pid_for_children {sysctl}"),
         _ => format!(
             "nsenter --target $(lsns -n -o PID {} | head -n 1) --pid {sysctl}",
             level.inum

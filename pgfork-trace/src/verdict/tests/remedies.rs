@@ -46,7 +46,9 @@ fn numbers_at_every_level_that_would_refuse_next() {
                 let command = &remedy.command;
                 match (host, number) {
                     (true, _) => command.starts_with("sysctl "),
-                    (false, 0) => command.starts_with("nsenter --target 1843 "),
+                    (false, 0) => {
+                        command.starts_with("nsenter --pid=/proc/1843/ns/pid_for_children ")
+                    }
                     (false, _) => command.contains(&format!(" {inum} ")),
                 }
             });
