@@ -39,7 +39,9 @@ fn standing<'a>(attempt: &Attempt, memcg: Option<&'a MemcgEvidence>) -> Standing
 
 pub(super) fn no_victim(attempt: &Attempt, evidence: &Evidence) -> Numbers {
     let memcg = evidence.memcg.as_ref();
-    let logged = evidence.kernel_log.contains(&LogFact::NothingKillable);
+    // Where some may be killed, the line in the log is of another cgroup.
+    let some = memcg.is_some_and(|it| it.processes > it.protected);
+    let logged = !some && evidence.kernel_log.contains(&LogFact::NothingKillable);
     let nobody = memcg.is_some_and(|it| it.processes.is_some() && it.processes == it.protected);
     match standing(attempt, memcg) {
         Standing::AtLimit(level) if level.oom_kill_disable == Some(true) => {

@@ -70,8 +70,10 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         title: "the process was being killed, and a memory cgroup had no room",
         errno: "ENOMEM",
         function: "try_charge_memcg",
-        evidence: "Deduced with the armed checks: a charge was refused although the OOM killer is on and did not fail; \
-                   only a task that is being killed is refused then.",
+        evidence: "Deduced: memory was reclaimed for the fork, the OOM killer is on and did not fail, and yet the \
+                   charge was refused (seen with the armed checks), or the kernel log names a victim and the fork \
+                   ended with ENOMEM. Only a task that is being killed is refused then: for example one that shares \
+                   its memory with the victim.",
         meaning: "Somebody killed the process while it forked, and its memory cgroup was full at that moment. The \
                   refused fork is a consequence, not the problem.",
         remedy: "None for the fork; find out who killed the process, and give the cgroup more memory if it was the \

@@ -4,7 +4,7 @@
 use pgfork_trace_common::Check;
 
 use super::{
-    super::{Cause, candidates::ENOMEM},
+    super::{Cause, LogFact, candidates::ENOMEM},
     Found,
     view::{View, name},
 };
@@ -114,18 +114,37 @@ fn oom_kill_disabled(view: &View) -> Option<Found> {
     })
 }
 
-/// A charge that may wait is refused for three reasons only; two are excluded.
+/// A charge that may wait is refused for three reasons only; two are excluded. Not armed, the
+/// refused charge is not seen, but that the OOM killer found a victim and the fork got no memory
+/// nevertheless: who is not being killed then tries again.
 fn dying(view: &View) -> Option<Found> {
-    let check = charge_refused(view)?;
+    let reclaimed = view.reached(Check::TryToFreeMemCgroupPages);
     let (_, level) = view.evidence.memcg.as_ref()?.refusing()?;
-    let excluded = view.sees(Check::MemCgroupOutOfMemory)
-        && level.oom_kill_disable != Some(true)
-        && view.reached(Check::TryToFreeMemCgroupPages);
-    excluded.then(|| {
+    if !reclaimed || !view.sees(Check::MemCgroupOutOfMemory) || level.oom_kill_disable == Some(true)
+    {
+        return None;
+    }
+    let only = "only a process that is being killed is refused then";
+    if let Some(check) = charge_refused(view) {
         let because = format!(
-            "{} was seen returning -ENOMEM in this fork, though the OOM killer is on and did not fail: only a process that is being killed is refused then",
+            "{} was seen returning -ENOMEM in this fork, though the OOM killer is on and did not fail: {only}",
             name(check)
         );
-        Found::deduced(Cause::MemcgDyingTask, Some(check), because)
+        return Some(Found::deduced(Cause::MemcgDyingTask, Some(check), because));
+    }
+    let killed = view
+        .evidence
+        .kernel_log
+        .iter()
+        .any(|line| matches!(line, LogFact::CgroupKilled { .. }));
+    (killed && !view.sees(Check::TryCharge)).then(|| {
+        let because = format!(
+            "memory was reclaimed for this fork, and the kernel log says that the OOM killer of a memory cgroup chose a process; still there was no memory: {only}; {}",
+            view.how_far()
+        );
+        Found::deduced(Cause::MemcgDyingTask, None, because).or(
+            "kernel memory",
+            "want of it gives the same error, where the killed process made room in the cgroup",
+        )
     })
 }

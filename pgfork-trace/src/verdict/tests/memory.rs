@@ -150,6 +150,30 @@ fn a_task_that_is_being_killed_is_what_is_left_of_a_refused_charge() {
     assert_ne!(blind.cause, Cause::MemcgDyingTask);
 }
 
+#[test]
+fn one_that_shares_its_memory_with_the_victim_dies_too() {
+    let attempt = hooked(ENOMEM)
+        .reached(Check::CopyProcess)
+        .memcg(ID, 1024, 1024);
+    let mut facts = full();
+    facts.kernel_log = vec![LogFact::CgroupKilled { pid: 762 }];
+    let verdict = judge(&attempt.done(), &facts, &base_hooks());
+    assert_eq!(verdict.cause, Cause::MemcgDyingTask);
+    assert_eq!(verdict.certainty, Certainty::Deduced);
+    assert_eq!(whats(&verdict.also_possible), ["kernel memory"]);
+    // Not a memory cgroup of this fork.
+    let calm = attempt.change(|it| it.stages &= !Check::TryToFreeMemCgroupPages.bit());
+    assert_eq!(
+        judge(&calm.done(), &facts, &base_hooks()).cause,
+        Cause::KernelMemoryExhausted
+    );
+    // Charges were watched, and none was refused.
+    assert_eq!(
+        judge(&attempt.done(), &facts, &all_hooks()).cause,
+        Cause::KernelMemoryExhausted
+    );
+}
+
 /// 5.10 with a limit of kernel memory, in pages.
 fn kernel_memory(usage: i64, max: i64) -> Build {
     hooked(ENOMEM)
@@ -232,6 +256,9 @@ fn after_the_fact_reclaim_the_log_and_the_path_speak() {
     });
     assert_eq!(judged(refused, &protected).cause, Cause::MemcgNoVictim);
     protected.killable.as_mut().unwrap().protected = 8;
+    assert_eq!(judged(refused, &protected).cause, Cause::Unknown);
+    // One may be killed: the log line is of another cgroup.
+    protected.kernel_log = vec![LogFact::NothingKillable];
     assert_eq!(judged(refused, &protected).cause, Cause::Unknown);
     // Not reclaimed: the log line is of another fork.
     assert_eq!(judged(by_libc(Some(ENOMEM)), &logged).cause, Cause::Unknown);
