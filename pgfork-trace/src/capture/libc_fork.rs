@@ -4,7 +4,10 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{BufRead, BufReader},
-    os::unix::{ffi::OsStringExt, fs::FileExt},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{FileExt, MetadataExt},
+    },
     path::PathBuf,
 };
 
@@ -48,6 +51,9 @@ pub(super) fn locate(pid: u32) -> Result<Library, CaptureError> {
                 source,
             })?;
         if read == 0 {
+            if let Some(own) = own_library(pid) {
+                return Ok(own);
+            }
             return Err(CaptureError::NoLibc {
                 pid,
                 why: "no C library is mapped into it (a static or Go program forks by itself)"
@@ -60,6 +66,54 @@ pub(super) fn locate(pid: u32) -> Result<Library, CaptureError> {
             return examine(pid, path, start);
         }
     }
+}
+
+/// A child of this very program, where that is linked statically: its C library lies where
+/// this process has its own.
+fn own_library(pid: u32) -> Option<Library> {
+    let program = |process: &str| {
+        let file = std::fs::metadata(format!("/proc/{process}/exe")).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    if program(&pid.to_string())? != program("self")? {
+        return None;
+    }
+    let fork = libc::fork as *const () as usize as u64;
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let fork_offset = maps.lines().find_map(|line| offset_in(line, fork))?;
+    Some(Library {
+        path: PathBuf::from(format!("/proc/{pid}/exe")),
+        fork_offset,
+        errno_tp_offset: errno_of_this_thread(),
+    })
+}
+
+/// Where `address` lies in the file that this line of `maps` is a mapping of.
+fn offset_in(line: &str, address: u64) -> Option<u64> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    let (start, end) = (number(start)?, number(end)?);
+    let offset = number(fields.nth(1)?)?;
+    (start..end)
+        .contains(&address)
+        .then(|| address - start + offset)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::unnecessary_wraps, reason = "other architectures have none")]
+fn errno_of_this_thread() -> Option<i64> {
+    let thread_pointer: i64;
+    // SAFETY: x86-64's ABI keeps the thread pointer at its own address.
+    unsafe { std::arch::asm!("mov {}, fs:0", out(reg) thread_pointer) };
+    // SAFETY: always callable.
+    let errno = unsafe { libc::__errno_location() } as i64;
+    Some(errno - thread_pointer)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn errno_of_this_thread() -> Option<i64> {
+    None
 }
 
 /// `(start, path)` when this line of `maps` is the first mapping of a C library.
@@ -179,15 +233,25 @@ mod tests {
     }
 
     #[test]
+    fn an_address_lies_in_the_file_where_its_mapping_says() {
+        let line = "00401000-005d4000 r-xp 00001000 fe:00 77 /usr/sbin/pgfork-trace";
+        assert_eq!(offset_in(line, 0x40_2345), Some(0x2345));
+        assert_eq!(offset_in(line, 0x5d_4000), None);
+        assert_eq!(offset_in("garbage", 1), None);
+    }
+
+    #[test]
+    fn this_programs_own_children_are_found_without_a_library() {
+        let own = own_library(std::process::id()).unwrap();
+        assert_eq!(own.errno_tp_offset, errno_of_this_thread());
+        assert!(own.fork_offset > 0);
+        assert!(own_library(1).is_none_or(|_| std::process::id() == 1));
+    }
+
+    #[test]
     fn finds_fork_and_errno_of_this_process() {
         let library = locate(std::process::id()).unwrap();
         assert!(library.fork_offset > 0);
-        // SAFETY: __errno_location is always callable; `fs:0` holds the thread pointer itself.
-        let (errno, thread_pointer) = unsafe {
-            let pointer: i64;
-            std::arch::asm!("mov {}, fs:0", out(reg) pointer);
-            (libc::__errno_location() as i64, pointer)
-        };
-        assert_eq!(library.errno_tp_offset, Some(errno - thread_pointer));
+        assert_eq!(library.errno_tp_offset, errno_of_this_thread());
     }
 }
