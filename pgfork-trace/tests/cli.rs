@@ -28,6 +28,27 @@ fn fixture() {
 }
 
 #[test]
+fn causes_are_listed_and_explained() {
+    let list = run(&["causes"]);
+    assert_eq!(list.status.code(), Some(0));
+    assert!(
+        String::from_utf8(list.stdout)
+            .unwrap()
+            .contains("commit_limit ")
+    );
+    let all: serde_json::Value =
+        serde_json::from_slice(&run(&["causes", "--json"]).stdout).unwrap();
+    let one = run(&["causes", "pid_namespace_dying", "--json"]).stdout;
+    let one: serde_json::Value = serde_json::from_slice(&one).unwrap();
+    assert!(all.as_array().unwrap().contains(&one));
+    assert_eq!(one["errno"], "ENOMEM");
+    let unknown = run(&["causes", "commit-limit"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(unknown.stdout.is_empty());
+    assert!(stderr(&unknown).contains("did you mean commit_limit?"));
+}
+
+#[test]
 fn help_tells_the_exit_statuses_and_all_options() {
     for help in [&["-h"][..], &["--help"], &["trace", "--help"], &["help"]] {
         let output = run(help);

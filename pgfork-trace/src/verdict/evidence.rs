@@ -325,8 +325,22 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Evidence {
         pid_namespaces_truncated: attempt.valid & valid::PIDNS_TRUNCATED != 0,
         open_files: open_files(attempt, facts),
         process: process(attempt, facts),
-        kernel_log: facts.kernel_log.clone(),
+        kernel_log: kernel_log(attempt, facts),
     }
+}
+
+/// Lines that may be of this refusal: of its errno, and of no other process or cgroup.
+fn kernel_log(attempt: &Attempt, facts: &Facts) -> Vec<LogFact> {
+    let unread = attempt.valid & valid::RET == 0;
+    let tasks = unread || attempt.ret == -libc::EAGAIN;
+    let memory = unread || attempt.ret == -libc::ENOMEM || attempt.ret == -libc::EINTR;
+    let own = facts.cgroups.first().map(|fact| &fact.path);
+    let about = |line: &&LogFact| match line {
+        LogFact::CommitRefused { pid } => memory && (*pid == attempt.tgid || *pid == attempt.tid),
+        LogFact::PidsRejected { path } => tasks && Some(path) == own,
+        _ => memory,
+    };
+    facts.kernel_log.iter().filter(about).cloned().collect()
 }
 
 /// `PIDNS_ADDING` (include/linux/pid_namespace.h, 5.10 to 7.2): not part of the count.

@@ -150,7 +150,18 @@ fn the_log_names_what_has_no_numbers() {
     rejected.cgroups = vec![cgroup(0, "/pg")];
     assert_eq!(judged(plain(EAGAIN), &rejected).cause, Cause::PidsCgroupMax);
     rejected.cgroups = vec![cgroup(0, "/other")];
-    assert_eq!(judged(plain(EAGAIN), &rejected).cause, Cause::Unknown);
+    let verdict = judged(plain(EAGAIN), &rejected);
+    assert_eq!(verdict.cause, Cause::Unknown);
+    assert!(verdict.evidence.kernel_log.is_empty(), "of another cgroup");
+    // What is logged of memory says nothing of a limit on tasks, nor of others' requests.
+    let noise = with(|facts| {
+        facts.kernel_log = vec![LogFact::CommitRefused { pid: 7 }, LogFact::NothingKillable];
+    });
+    assert!(judged(plain(EAGAIN), &noise).evidence.kernel_log.is_empty());
+    assert_eq!(
+        judged(plain(ENOMEM), &noise).evidence.kernel_log,
+        [LogFact::NothingKillable]
+    );
 }
 
 #[test]
