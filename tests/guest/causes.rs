@@ -278,14 +278,8 @@ pub(crate) fn selftest(_: &mut Server, method: &str) -> Result<()> {
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
-    // This program is static: without a C library there is nothing that the method could look at.
-    let (status, least) = if method == "tracepoint" {
-        (2, 0)
-    } else {
-        (0, 3)
-    };
     ensure!(
-        output.status.code() == Some(status) && lines.len() >= 5,
+        output.status.code() == Some(0) && lines.len() >= 5,
         "exit status {:?}: {text}{}",
         output.status.code(),
         String::from_utf8_lossy(&output.stderr)
@@ -297,7 +291,7 @@ pub(crate) fn selftest(_: &mut Server, method: &str) -> Result<()> {
         );
     }
     let right = lines.iter().filter(|line| line["outcome"] == "right");
-    ensure!(right.count() >= least, "most are skipped: {text}");
+    ensure!(right.count() >= 3, "most are skipped: {text}");
     expect_eq!(sysctl("kernel/threads-max")?, before, "settings");
     Ok(())
 }
