@@ -44,7 +44,7 @@ fn facts() -> Facts {
         cpus: 2,
         pid: 1843,
         unit: Some(UNIT.to_owned()),
-        kernel: Some((6, 12)),
+        kernel: Some((6, 18)),
         memory: Some(MemoryFacts {
             mem_total: 16_000 * MIB,
             mem_available: 12_000 * MIB,

@@ -51,6 +51,8 @@ pub(super) fn numbers(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let Some(fullest) = fullest else {
         return Vec::new();
     };
+    // Up to 6.12 there is one setting for all: the level with most numbers taken decides.
+    let shared = facts.kernel.is_some_and(|kernel| kernel <= (6, 12));
     let usable = fullest.taken.max(fullest.pid_max.unwrap_or(0));
     let more = raised(usable) - usable;
     let mut remedies = Vec::new();
@@ -58,6 +60,9 @@ pub(super) fn numbers(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
         let Some(pid_max) = level.pid_max else {
             continue;
         };
+        if shared && !std::ptr::eq(level, fullest) {
+            continue;
+        }
         // Once numbers have wrapped, those below RESERVED_PIDS are not given out again.
         let target = (level.taken + RESERVED_PIDS + more).min(PID_MAX_LIMIT);
         if target <= pid_max {
@@ -72,18 +77,15 @@ pub(super) fn numbers(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
             format!("needed as well: {} numbers are taken there", level.taken)
         };
         remedies.push(Remedy {
-            command: set(level, ancestor, target, facts.pid),
+            command: if shared {
+                format!("sysctl kernel.pid_max={target}")
+            } else {
+                set(level, ancestor, target, facts.pid)
+            },
             effect: format!("{effect}, until the next boot"),
             immediate: true,
         });
     }
-    // Before 6.18 all namespaces have the host's: one command for all.
-    let mut seen: Vec<String> = Vec::new();
-    remedies.retain(|remedy| {
-        let new = !seen.contains(&remedy.command);
-        seen.push(remedy.command.clone());
-        new
-    });
     remedies
 }
 

@@ -1,5 +1,7 @@
 //! Remedies that really suffice, by the kernel's own predicates.
 
+use pgfork_trace_common::valid;
+
 use super::*;
 use crate::verdict::MemcgFact;
 
@@ -62,6 +64,23 @@ fn numbers_at_every_level_that_would_refuse_next() {
         refused(&[(4_194_303, 4_194_304)]).is_empty(),
         "no more than that"
     );
+}
+
+#[test]
+fn one_setting_for_all_namespaces_takes_one_command() {
+    let attempt = hooked(EAGAIN)
+        .pid_namespaces(&[(30, 0), (130, 0)])
+        .without(valid::PIDNS_PID_MAX)
+        .failed(Check::AllocPid, EAGAIN)
+        .done();
+    let facts = Facts {
+        kernel: Some((6, 12)),
+        pid_max: Some(301),
+        ..facts()
+    };
+    let remedies = judge(&attempt, &facts, &base_hooks()).remedy;
+    assert_eq!(remedies.len(), 1);
+    assert_eq!(remedies[0].command, "sysctl kernel.pid_max=580");
 }
 
 fn level(id: u64, path: &str, usage: u64, limit: Option<u64>) -> MemcgFact {
