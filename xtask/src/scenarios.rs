@@ -253,7 +253,7 @@ fn one(job: &Job, programs: &Programs, out: &Path) -> Result<(String, String)> {
             .map(|program| copy(program))
             .into(),
         out: Some(job.out(out)),
-        timeout: Duration::from_secs(900),
+        timeout: Duration::from_secs(1500),
         ..VmSpec::new(job.kernel, job.postgres, command)
     };
     let outcome = vm::run(&spec)?;
