@@ -6,7 +6,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
     helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::map,
     maps::{Array, HashMap, RingBuf},
@@ -26,10 +26,11 @@ use crate::{
 static WATCHED: HashMap<u32, Watched> = HashMap::with_max_entries(MAX_WATCHED, 0);
 /// Open attempts by thread id.
 #[map]
-static ATTEMPTS: HashMap<u32, Attempt> = HashMap::with_max_entries(256, 0);
-/// Exact totals by process id.
+static ATTEMPTS: HashMap<u32, Attempt> = HashMap::with_max_entries(128, 0);
+/// Exact totals by process id. Only user space adds entries: they need not be there from
+/// the start, and a small memory cgroup pays for each.
 #[map]
-static TOTALS: HashMap<u32, Totals> = HashMap::with_max_entries(MAX_WATCHED, 0);
+static TOTALS: HashMap<u32, Totals> = HashMap::with_max_entries(MAX_WATCHED, BPF_F_NO_PREALLOC);
 /// Exact counts of refusals by what was seen.
 #[map]
 static REFUSALS: HashMap<RefusalKey, u64> = HashMap::with_max_entries(1024, 0);

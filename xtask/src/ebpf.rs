@@ -100,7 +100,7 @@ fn workspace() -> PathBuf {
         .map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
-/// Compiles, links, and strips DWARF; BTF stays. Returns the object.
+/// Compiles, links, and strips DWARF and source lines; BTF stays. Returns the object.
 fn build() -> Result<PathBuf> {
     let root = workspace();
     let target_dir = root.join("target/ebpf");
@@ -134,6 +134,10 @@ fn build() -> Result<PathBuf> {
     let object = target_dir.join("pgfork-trace-x86_64.o");
     run(Command::new(OBJCOPY)
         .arg("--strip-debug")
+        // Source lines for the verifier's log: a megabyte of memory at run time, where a host
+        // that is out of memory may have eight.
+        .args(["--remove-section", ".BTF.ext"])
+        .args(["--remove-section", ".rel.BTF.ext"])
         .arg(&linked)
         .arg(&object))?;
     Ok(object)

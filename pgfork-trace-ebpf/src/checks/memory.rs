@@ -59,7 +59,7 @@ impl Request {
 /// leftover is overwritten by the thread's next call, or makes room when the
 /// map is full.
 #[map]
-static ARGUMENTS: LruHashMap<[u32; 2], [u64; 3]> = LruHashMap::with_max_entries(1024, 0);
+static ARGUMENTS: LruHashMap<[u32; 2], [u64; 3]> = LruHashMap::with_max_entries(256, 0);
 
 /// Keeps the arguments of a call until its kretprobe, if its process is followed.
 #[inline(always)]

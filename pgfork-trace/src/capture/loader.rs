@@ -80,8 +80,7 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
                 source,
             })?;
     }
-    let btf = kernel.function_ids()?;
-    let mut attached = choose_method(&mut ebpf, &kernel, &btf, settings)?;
+    let mut attached = choose_method(&mut ebpf, &kernel, settings)?;
     for name in ["sched_process_exec", "sched_process_exit"] {
         attach::tracepoint(&mut ebpf, name)?;
         attached.probes += 1;
@@ -102,7 +101,6 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
         lost_events: maps.lost_events,
         clients: maps.clients,
         hooks: kernel.plan.hooks,
-        btf,
         armed: Vec::new(),
         forks: StdHashMap::new(),
         refused_methods: attached.refused,
@@ -139,18 +137,17 @@ impl Kernel {
     fn address(&self, variable: &str) -> u64 {
         self.symbols.addresses.get(variable).copied().unwrap_or(0)
     }
+}
 
-    /// The kernel's ids of the functions to hook, in the form that aya takes.
-    pub(super) fn function_ids(&self) -> Result<AyaBtf, CaptureError> {
-        let ids: BTreeMap<u32, String> = self
-            .plan
-            .hooks
-            .iter()
-            .filter_map(|hook| Some((hook.btf_id?, hook.alternative.function.to_owned())))
-            .collect();
-        AyaBtf::parse(&functions::skeleton(&ids), Endianness::default())
-            .map_err(|error| CaptureError::Object(error.into()))
-    }
+/// The kernel's ids of the functions to hook, in the form that aya takes: about 10 MiB, which
+/// only trampolines need, and only while they are attached.
+pub(super) fn function_ids(hooks: &[Hook], method: Method) -> Result<AyaBtf, CaptureError> {
+    let wanted = hooks.iter().filter(|_| method == Method::Fexit);
+    let ids: BTreeMap<u32, String> = wanted
+        .filter_map(|hook| Some((hook.btf_id?, hook.alternative.function.to_owned())))
+        .collect();
+    AyaBtf::parse(&functions::skeleton(&ids), Endianness::default())
+        .map_err(|error| CaptureError::Object(error.into()))
 }
 
 pub(super) fn load(kernel: &Kernel, settings: &Settings) -> Result<Ebpf, aya::EbpfError> {
@@ -284,7 +281,6 @@ fn also_useful(ebpf: &mut Ebpf, attached: &mut Attached) {
 fn choose_method(
     ebpf: &mut Ebpf,
     kernel: &Kernel,
-    btf: &AyaBtf,
     settings: &Settings,
 ) -> Result<Attached, CaptureError> {
     let forced = settings.method;
@@ -295,7 +291,7 @@ fn choose_method(
         }
         let attached = match method {
             Method::Tracepoint => state_only(ebpf, kernel),
-            hooks => all_hooks(ebpf, kernel, btf, hooks, settings.all_children),
+            hooks => all_hooks(ebpf, kernel, hooks, settings.all_children),
         };
         match attached {
             Ok(attached) => {
@@ -323,10 +319,10 @@ fn choose_method(
 fn all_hooks(
     ebpf: &mut Ebpf,
     kernel: &Kernel,
-    btf: &AyaBtf,
     method: Method,
     requests: bool,
 ) -> Result<Attached, CaptureError> {
+    let btf = function_ids(&kernel.plan.hooks, method)?;
     let wanted = |check: Check| match row(check).group {
         Group::Base => true,
         Group::Requests => requests,
@@ -361,10 +357,10 @@ fn all_hooks(
     };
     // Asked first whether the method works at all: one program, not attached yet.
     let first = checks.first().copied().unwrap_or(clone);
-    attached.probes += by(ebpf, first, btf, method)?;
+    attached.probes += by(ebpf, first, &btf, method)?;
     attached.hooked.insert(first.check);
     for hook in checks.into_iter().filter(|hook| hook.check != first.check) {
-        match by_best(ebpf, hook, btf, method) {
+        match by_best(ebpf, hook, &btf, method) {
             Ok(probes) => {
                 attached.probes += probes;
                 attached.hooked.insert(hook.check);
@@ -372,7 +368,7 @@ fn all_hooks(
             Err(error) => attached.not_seen.push((hook.check, error.to_string())),
         }
     }
-    attached.probes += by(ebpf, clone, btf, method)?;
+    attached.probes += by(ebpf, clone, &btf, method)?;
     attached.hooked.insert(clone.check);
     Ok(attached)
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf,
+    Ebpf,
     maps::{Array, HashMap, MapData, RingBuf},
 };
 use pgfork_trace_common::{ClientKey, HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched};
@@ -40,7 +40,6 @@ pub struct Capture {
     clients: HashMap<MapData, ClientKey, u64>,
     lost_events: Array<MapData, u64>,
     hooks: Vec<Hook>,
-    btf: Btf,
     armed: Vec<Hook>,
     coverage: Coverage,
     probes: usize,
@@ -213,11 +212,12 @@ impl Capture {
         if !self.armed.is_empty() {
             return Ok(0);
         }
+        let btf = loader::function_ids(&self.hooks, self.coverage.method)?;
         let mut added = 0;
         let mut refused = None;
         let is_armed = |hook: &&Hook| row(hook.check).group == Group::Armed;
         for hook in self.hooks.iter().filter(is_armed) {
-            match loader::by_best(&mut self.ebpf, hook, &self.btf, self.coverage.method) {
+            match loader::by_best(&mut self.ebpf, hook, &btf, self.coverage.method) {
                 Ok(probes) => {
                     added += probes;
                     self.coverage.hooked.insert(hook.check);

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     CaptureError, Settings,
     error::explain_load,
-    loader::{Kernel, load, raise_memlock, ready},
+    loader::{Kernel, function_ids, load, raise_memlock, ready},
 };
 use crate::kernel::plan::{Alternative, Method};
 
@@ -42,7 +42,7 @@ pub fn load_all(settings: &Settings) -> Result<Vec<Loaded>, CaptureError> {
     let kernel = Kernel::read(&settings.btf)?;
     raise_memlock();
     let mut ebpf = load(&kernel, settings).map_err(|error| explain_load(error, &standing))?;
-    let btf = kernel.function_ids()?;
+    let btf = function_ids(&kernel.plan.hooks, Method::Fexit)?;
     let wanted = |method| settings.method.is_none_or(|only| only == method);
     let mut loaded = Vec::new();
     for hook in &kernel.plan.hooks {
