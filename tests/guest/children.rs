@@ -115,7 +115,7 @@ fn refused_memory(
     let said = tracer.stop()?;
     let lines = said.of("memory_refusal");
     let line = lines.first().copied();
-    attribution::report(cause, method, line, sees_requests(method));
+    attribution::report(cause, said.method(), line, sees_requests(method));
     if !sees_requests(method) {
         expect_eq!(lines.len(), 0, "memory refusals");
         return Ok(said);
@@ -189,7 +189,7 @@ pub(crate) fn oom_kill(server: &mut Server, method: &str) -> Result<()> {
         .of("oom_kill")
         .into_iter()
         .find(|kill| kill["victim"]["pid"] == backend.pid);
-    attribution::report("memcg_oom_kill", method, kill, true);
+    attribution::report("memcg_oom_kill", said.method(), kill, true);
     let kill = kill.with_context(|| format!("not reported: {:#?}", said.of("oom_kill")))?;
     expect_eq!(kill["cause"], "memcg_oom_kill", "cause");
     expect_eq!(kill["postmaster"]["pid"], server.pid, "whose");
@@ -250,7 +250,12 @@ pub(crate) fn copy_program(server: &mut Server, method: &str) -> Result<()> {
         .of("refusal")
         .into_iter()
         .find(|refusal| refusal["process"]["pid"] == backend.pid);
-    attribution::report("pids_cgroup_max", method, refusal, sees_requests(method));
+    attribution::report(
+        "pids_cgroup_max",
+        said.method(),
+        refusal,
+        sees_requests(method),
+    );
     if let Some(refusal) = refusal {
         expect_eq!(refusal["cause"], "pids_cgroup_max", "cause");
         expect_eq!(refusal["postmaster"]["pid"], server.pid, "whose");

@@ -141,6 +141,14 @@ impl Said {
             .collect()
     }
 
+    /// The method that was in use.
+    pub(crate) fn method(&self) -> &str {
+        self.of("start")
+            .first()
+            .and_then(|start| start["method"].as_str())
+            .unwrap_or("?")
+    }
+
     /// The only line of one type.
     pub(crate) fn only(&self, kind: &str) -> Result<&Value> {
         let lines = self.of(kind);
