@@ -277,6 +277,9 @@ pub enum LostWhat {
     Returns,
     /// Attempts that were not followed: too many at once.
     Attempts,
+    /// Records of anything else (requests for memory, kills, processes that start or end): the
+    /// ring buffer was full. What they told is not counted elsewhere.
+    Events,
 }
 
 /// Something was missed since the last such line.

@@ -391,6 +391,10 @@ fn lost_text(lost: &Lost) -> String {
             "lost: {} not followed, too many at once",
             counted(lost.count, "fork", "forks")
         ),
+        LostWhat::Events => format!(
+            "lost: {} of refused memory, kills, or processes that start or end",
+            counted(lost.count, "record", "records")
+        ),
     }
 }
 

@@ -304,3 +304,17 @@ fn nothing_hostile_reaches_the_terminal() {
         );
     }
 }
+
+#[test]
+fn what_was_lost_is_said_in_its_own_words() {
+    for (what, words) in [
+        (LostWhat::Records, "details of 2 refusals"),
+        (LostWhat::Returns, "2 returns"),
+        (LostWhat::Attempts, "2 forks not followed"),
+        (LostWhat::Events, "2 records of refused memory, kills"),
+    ] {
+        let line = Line::Lost(Lost { what, count: 2 });
+        let text = text(false).line(time("12:03:11"), &line);
+        assert!(text.contains(words), "{text}");
+    }
+}

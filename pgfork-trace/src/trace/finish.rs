@@ -49,6 +49,14 @@ impl Trace<'_> {
             }
             lines.push(Line::Totals(totals));
         }
+        let events = self.capture.lost_events();
+        if events > 0 {
+            lost += events;
+            lines.push(Line::Lost(Lost {
+                what: LostWhat::Events,
+                count: events,
+            }));
+        }
         let counted_by_kind: u64 = self.capture.refusals().iter().map(|(_, count)| count).sum();
         lines.push(Line::End(End {
             watched_ns: nanoseconds(self.attached.elapsed()),

@@ -353,7 +353,8 @@ impl Trace<'_> {
             .iter()
             .filter_map(|pid| self.capture.totals(*pid))
             .map(|totals| totals.lost)
-            .sum();
+            .sum::<u64>()
+            + self.capture.lost_events();
         let vanished: Vec<u32> = self
             .watchlist
             .alive()

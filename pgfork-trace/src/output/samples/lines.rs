@@ -122,7 +122,12 @@ pub(in crate::output) fn all() -> Vec<Line> {
         Line::Totals(Totals::default()),
         Line::End(end(413, 0, true)),
     ];
-    for what in [LostWhat::Records, LostWhat::Returns, LostWhat::Attempts] {
+    for what in [
+        LostWhat::Records,
+        LostWhat::Returns,
+        LostWhat::Attempts,
+        LostWhat::Events,
+    ] {
         lines.push(Line::Lost(Lost { what, count: 3 }));
     }
     for reason in [EndReason::Duration, EndReason::Until, EndReason::NoMore] {
