@@ -556,12 +556,19 @@ fn restart(server: &mut Server, method: &str) -> Result<()> {
     let forks = said
         .of("totals")
         .into_iter()
-        .find(|totals| totals["postmaster"]["pid"] == new)
+        // The new one may have the old one's pid.
+        .rfind(|totals| totals["postmaster"]["pid"] == new)
         .and_then(|totals| totals["forks"].as_u64());
     ensure!(
         forks >= Some(1),
         "the new one's forks are counted: {forks:?}"
     );
+    let connects: u64 = said
+        .of("totals")
+        .into_iter()
+        .filter_map(|totals| totals["connections"]["connects"].as_u64())
+        .sum();
+    expect_eq!(connects, 1, "each connection counts for one of them");
     Ok(())
 }
 

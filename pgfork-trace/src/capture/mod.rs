@@ -191,6 +191,17 @@ impl Capture {
         self.clients.iter().filter_map(Result::ok).collect()
     }
 
+    /// Connections of a process that is watched no more; another with its pid begins anew.
+    pub fn take_clients(&mut self, pid: u32) -> Vec<(ClientKey, u64)> {
+        let mut clients = self.clients();
+        clients.retain(|(key, _)| key.tgid == pid);
+        for (key, _) in &clients {
+            // Absent is what is wanted.
+            let _ = self.clients.remove(key);
+        }
+        clients
+    }
+
     /// Records other than refusals that were lost because the ring buffer was full.
     #[must_use]
     pub fn lost_events(&self) -> u64 {

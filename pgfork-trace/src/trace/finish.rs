@@ -43,9 +43,13 @@ impl Trace<'_> {
             );
             totals.oom_kills = watched.oom_kills;
             if watched.shown.kind == WatchedKind::Postmaster {
-                let clients = self.capture.clients();
+                let live = self.capture.clients();
+                let clients = match &watched.counted {
+                    Some(_) => &watched.clients,
+                    None => &live,
+                };
                 let (pid, forks) = (watched.id.pid, totals.forks);
-                totals.connections = totals::connections(&clients, pid, forks, watched.time());
+                totals.connections = totals::connections(clients, pid, forks, watched.time());
             }
             lines.push(Line::Totals(totals));
         }

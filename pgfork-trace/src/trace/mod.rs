@@ -409,6 +409,10 @@ impl Trace<'_> {
         }
         let killed_by = self.kills.killed_by(pid, Instant::now());
         let counted = self.capture.take_totals(pid);
+        let clients = self.capture.take_clients(pid);
+        if let Some(watched) = self.watchlist.get_mut(pid) {
+            watched.clients = clients;
+        }
         let Some(watched) = self.watchlist.remove(pid, counted) else {
             return Ok(());
         };

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pgfork_trace_common::Totals;
+use pgfork_trace_common::{ClientKey, Totals};
 
 use super::totals;
 use crate::{
@@ -41,6 +41,8 @@ pub(super) struct Watched {
     until: Option<Instant>,
     /// Its counts, once it has ended.
     pub(super) counted: Option<Box<Totals>>,
+    /// Its connections, once it has ended: another may have its pid since.
+    pub(super) clients: Vec<(ClientKey, u64)>,
     /// Processes of the same name that ended before, and are counted with this one.
     pub(super) merged: u64,
 }
@@ -280,6 +282,7 @@ fn watched_postmaster(postmaster: &Postmaster) -> Watched {
         since: Instant::now(),
         until: None,
         counted: None,
+        clients: Vec::new(),
         merged: 0,
     }
 }
@@ -306,6 +309,7 @@ fn watched_process(process: &AnyProcess) -> Watched {
         since: Instant::now(),
         until: None,
         counted: None,
+        clients: Vec::new(),
         merged: 0,
     }
 }
