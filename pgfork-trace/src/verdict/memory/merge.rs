@@ -7,8 +7,9 @@
 
 use pgfork_trace_common::{Check, MemoryRefusal, memory_valid};
 
-/// Records of one thread within this time belong together.
-pub const WINDOW_NS: u64 = 5_000_000;
+/// Records of one thread within this time belong together. A C library asks again within
+/// microseconds, but may lose the processor in between; the next malloc begins anew anyway.
+pub const WINDOW_NS: u64 = 50_000_000;
 /// Most calls put together; more of one thread in that time are a new request.
 const MOST_CALLS: usize = 16;
 /// Most threads with a request in the making; the oldest is let go.
