@@ -59,7 +59,10 @@ fn the_next_malloc_begins_with_the_same_call_or_after_the_window() {
     records.extend(malloc(200_000));
     let mut done = push_all(&mut merger, &records);
     assert_eq!(done.len(), 2);
-    done.extend(push_all(&mut merger, &[at(mmap(5 * MIB), 10_000_000)]));
+    done.extend(push_all(
+        &mut merger,
+        &[at(mmap(5 * MIB), 200_000 + WINDOW_NS)],
+    ));
     assert_eq!(done.len(), 3);
     for request in &done {
         assert_eq!(request.records().count(), 7);
