@@ -176,7 +176,20 @@ fn all_by(method: &str, chosen: &[&Case]) -> Result<usize> {
         }
     }
     let end = said.only("end")?;
-    let accounted = end["accounted"] == true;
+    // A kernel may drop the return of a probed function (it has a bounded number of them in
+    // flight): that is said and counted, and no reason to call the count whole. fexit has no such
+    // loss.
+    let returns: u64 = said
+        .of("lost")
+        .into_iter()
+        .filter(|line| line["what"] == "returns")
+        .filter_map(|line| line["count"].as_u64())
+        .sum();
+    let accounted = if method == "fexit" || end["lost"] == 0 {
+        end["accounted"] == true
+    } else {
+        end["accounted"] == false && end["lost"] == returns
+    };
     failed += usize::from(!accounted);
     println!(
         "test fixtures_accounted {method} ... {}",
