@@ -161,7 +161,12 @@ fn validate(out: &Path) -> Result<usize> {
     let documents = schema("docs/check-schema.json")?;
     let mut checked = 0;
     for guest in fs::read_dir(out)? {
-        for file in fs::read_dir(guest?.path())? {
+        let guest = guest?.path();
+        // Beside the guests' directories lie the verdicts of all.
+        if !guest.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(guest)? {
             let path = file?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
