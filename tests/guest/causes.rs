@@ -91,31 +91,19 @@ pub(crate) fn pid_space_exhausted(server: &mut Server, method: &str) -> Result<(
     )
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct SchedAttr {
-    size: u32,
-    policy: u32,
-    flags: u64,
-    nice: i32,
-    priority: u32,
-    runtime: u64,
-    deadline: u64,
-    period: u64,
-}
-
 /// Sets or takes away `SCHED_DEADLINE` of a process.
 fn set_deadline(pid: u32, on: bool) -> Result<()> {
     const SCHED_DEADLINE: u32 = 6;
     let time = |nanoseconds| if on { nanoseconds } else { 0 };
-    let attributes = SchedAttr {
+    let attributes = libc::sched_attr {
         size: 48,
-        policy: if on { SCHED_DEADLINE } else { 0 },
+        sched_policy: if on { SCHED_DEADLINE } else { 0 },
         // Little: what is given back while the process sleeps is given back late, or never.
-        runtime: time(5_000_000),
-        deadline: time(100_000_000),
-        period: time(100_000_000),
-        ..SchedAttr::default()
+        sched_runtime: time(5_000_000),
+        sched_deadline: time(100_000_000),
+        sched_period: time(100_000_000),
+        // SAFETY: made of integers only.
+        ..unsafe { std::mem::zeroed() }
     };
     // SAFETY: the kernel reads as many bytes as `size` says.
     let result = unsafe {

@@ -146,25 +146,13 @@ fn sched_ext(root: &Root) -> Option<bool> {
 
 /// Whether children of this thread get a normal policy.
 fn reset_on_fork(tid: Pid) -> Option<bool> {
-    /// `struct sched_attr` in its first version (include/uapi/linux/sched/types.h).
-    #[repr(C)]
-    #[derive(Default)]
-    struct SchedAttr {
-        size: u32,
-        policy: u32,
-        flags: u64,
-        nice: i32,
-        priority: u32,
-        runtime: u64,
-        deadline: u64,
-        period: u64,
-    }
-    const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
-    let mut attr = SchedAttr::default();
-    let size = u32::try_from(size_of::<SchedAttr>()).ok()?;
+    const RESET_ON_FORK: u64 = libc::SCHED_FLAG_RESET_ON_FORK as u64;
+    // SAFETY: made of integers only.
+    let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
+    let size = u32::try_from(size_of_val(&attr)).ok()?;
     // SAFETY: the kernel writes at most `size` bytes to `attr`, which is that large.
     let result = unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attr, size, 0) };
-    (result == 0).then_some(attr.flags & SCHED_FLAG_RESET_ON_FORK != 0)
+    (result == 0).then_some(attr.sched_flags & RESET_ON_FORK != 0)
 }
 
 #[cfg(test)]

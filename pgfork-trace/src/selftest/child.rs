@@ -284,32 +284,19 @@ fn prepare(setup: Setup, parent: libc::pid_t) -> Result<(), i32> {
     }
 }
 
-/// `struct sched_attr` (include/uapi/linux/sched/types.h), first version.
-#[repr(C)]
-struct SchedAttr {
-    size: u32,
-    policy: u32,
-    flags: u64,
-    nice: i32,
-    priority: u32,
-    runtime: u64,
-    deadline: u64,
-    period: u64,
-}
-
 /// One part in a hundred of one processor, for the moment that the child lives.
 fn deadline() -> bool {
     const SCHED_DEADLINE: u32 = 6;
     const MILLISECOND: u64 = 1_000_000;
-    let attributes = SchedAttr {
-        size: size_of::<SchedAttr>() as u32,
-        policy: SCHED_DEADLINE,
-        flags: 0,
-        nice: 0,
-        priority: 0,
-        runtime: MILLISECOND,
-        deadline: 100 * MILLISECOND,
-        period: 100 * MILLISECOND,
+    let attributes = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: SCHED_DEADLINE,
+        sched_flags: 0,
+        sched_nice: 0,
+        sched_priority: 0,
+        sched_runtime: MILLISECOND,
+        sched_deadline: 100 * MILLISECOND,
+        sched_period: 100 * MILLISECOND,
     };
     // SAFETY: reads a valid struct of the size that it names.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) == 0 }
