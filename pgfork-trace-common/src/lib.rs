@@ -266,8 +266,12 @@ pub mod valid {
     pub const PIDNS_TRUNCATED: u32 = 1 << 26;
     /// `memsw_usage` and `memsw_max` of [`super::MemcgSeen`] (cgroup v1).
     pub const MEMCG_MEMSW: u32 = 1 << 27;
-    /// [`super::Attempt::pidns`] was read inside `alloc_pid`.
+    /// [`super::Attempt::pidns`] and `set_tid_size` were read inside `alloc_pid`.
     pub const PIDNS_AT_CHECK: u32 = 1 << 28;
+    /// [`super::State::pending_signals`].
+    pub const PENDING_SIGNALS: u32 = 1 << 29;
+    /// [`super::State::oom_victim`].
+    pub const OOM_VICTIM: u32 = 1 << 30;
 }
 
 /// One failing check seen during an attempt.
@@ -412,6 +416,11 @@ pub struct State {
     pub ptrace: u32,
     /// `fdtable.max_fds`: room of the table of open files.
     pub max_fds: u32,
+    /// `task_struct.pending.signal`, bit n = signal n+1: SIGKILL is there for whatever ends the
+    /// process (kernel/signal.c `complete_signal`, 5.10 to 7.2).
+    pub pending_signals: u32,
+    /// Nonzero when an OOM killer chose this process (`signal_struct.oom_mm`).
+    pub oom_victim: u32,
 }
 
 /// One fork, clone, clone3 or vfork of a watched process, and, when it was
@@ -465,8 +474,8 @@ pub struct Attempt {
     pub memcg: MemcgSeen,
     /// Whose connection it was.
     pub client: Client,
-    /// Padding.
-    pub pad: u32,
+    /// How many numbers were asked for (`set_tid_size` of `alloc_pid`).
+    pub set_tid_size: u32,
     /// State at the end.
     pub state: State,
     /// Records lost so far because the ring buffer was full.
@@ -674,7 +683,8 @@ pub struct Totals {
     pub lost: u64,
     /// Attempts not followed because too many were open at once.
     pub untracked: u64,
-    /// Attempts whose return was not reported (kretprobes in use).
+    /// Attempts whose end was not seen: the return was not reported (kretprobes in use), or the
+    /// thread ended before it.
     pub missed: u64,
     /// Attempts of descendants that made a child.
     pub child_forks: u64,
@@ -735,11 +745,11 @@ const _: () = {
     assert!(size_of::<Overcommit>() == 32);
     assert!(size_of::<PidsLevel>() == 24);
     assert!(size_of::<NprocLevel>() == 24);
-    assert!(size_of::<State>() == 72);
+    assert!(size_of::<State>() == 80);
     assert!(size_of::<PidnsLevel>() == 16);
     assert!(size_of::<MemcgSeen>() == 64);
     assert!(size_of::<Client>() == 28);
-    assert!(size_of::<Attempt>() == 952);
+    assert!(size_of::<Attempt>() == 960);
     assert!(size_of::<MemoryRefusal>() == 168);
     assert!(size_of::<OomKill>() == 80);
     assert!(size_of::<Sigkill>() == 56);

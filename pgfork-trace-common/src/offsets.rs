@@ -38,6 +38,10 @@ offsets! {
     task_seccomp_mode: "task_struct", "seccomp.mode";
     /// `task_struct.thread.fsbase` (x86)
     task_fsbase: "task_struct", "thread.fsbase";
+    /// `task_struct.pending.signal.sig`
+    task_pending: "task_struct", "pending.signal.sig";
+    /// `signal_struct.oom_mm`
+    signal_oom_mm: "signal_struct", "oom_mm";
     /// `signal_struct.rlim`
     signal_rlim: "signal_struct", "rlim";
     /// `cred.uid`

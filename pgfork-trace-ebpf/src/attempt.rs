@@ -281,6 +281,19 @@ pub fn end(ret: i32, failed: bool, evidence: impl FnOnce(&mut Attempt)) {
     OPEN.add(u64::MAX);
 }
 
+/// The current thread ends, and takes along the attempt that it is in: its return was missed, or
+/// it was killed in the C library's `fork`.
+#[inline(always)]
+pub fn abandon() {
+    let Some(attempt) = open() else { return };
+    let tid = attempt.tid;
+    if let Some(totals) = totals(attempt.watched) {
+        add(&mut totals.missed);
+    }
+    let _ = ATTEMPTS.remove(&tid);
+    OPEN.add(u64::MAX);
+}
+
 #[inline(always)]
 fn is_postmaster(tgid: u32) -> bool {
     watched(tgid).is_some_and(|watched| watched.postmaster != 0)

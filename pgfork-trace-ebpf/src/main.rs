@@ -201,12 +201,12 @@ fn is_rlimit_overlimit_kretprobe(ctx: RetProbeContext) {
 
 #[fexit]
 fn alloc_pid_fexit(ctx: FExitContext) {
-    pid::allocated(ctx.arg(3), ctx.arg(0));
+    pid::allocated(ctx.arg(3), ctx.arg(0), ctx.arg(2));
 }
 
 #[kprobe]
 fn alloc_pid_kprobe(ctx: ProbeContext) {
-    attempt::stash([ctx.arg(0).unwrap_or(0), 0, 0]);
+    attempt::stash([ctx.arg(0).unwrap_or(0), ctx.arg(2).unwrap_or(0), 0]);
 }
 
 #[kretprobe]

@@ -115,11 +115,26 @@ fn task_state(attempt: &mut Attempt, task: u64) {
         attempt.state.ptrace = ptrace;
         attempt.valid |= valid::PTRACE;
     }
-    if let Some(signal) = read_at::<u64>(task, offset!(task_signal))
-        && let Some(adjustment) = read_at::<i16>(signal, offset!(signal_oom_score_adj))
-    {
+    signals(attempt, task);
+}
+
+/// What the process is about to die of, and its standing with the OOM killer.
+#[inline(always)]
+fn signals(attempt: &mut Attempt, task: u64) {
+    if let Some(pending) = read_at(task, offset!(task_pending)) {
+        attempt.state.pending_signals = pending;
+        attempt.valid |= valid::PENDING_SIGNALS;
+    }
+    let Some(signal) = read_at::<u64>(task, offset!(task_signal)) else {
+        return;
+    };
+    if let Some(adjustment) = read_at::<i16>(signal, offset!(signal_oom_score_adj)) {
         attempt.state.oom_score_adj = adjustment as i32;
         attempt.valid |= valid::OOM_SCORE_ADJ;
+    }
+    if let Some(oom_mm) = read_at::<u64>(signal, offset!(signal_oom_mm)) {
+        attempt.state.oom_victim = (oom_mm != 0) as u32;
+        attempt.valid |= valid::OOM_VICTIM;
     }
 }
 

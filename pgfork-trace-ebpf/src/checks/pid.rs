@@ -8,28 +8,30 @@ use crate::{
     kernel::{self, offset, read_at},
 };
 
-/// `alloc_pid` returned; `namespace` is the one that the child would be in.
+/// `alloc_pid` returned; `namespace` is the one that the child would be in, and `set_tid_size`
+/// says how many numbers were asked for.
 #[inline(always)]
-pub fn allocated(ret: u64, namespace: u64) {
+pub fn allocated(ret: u64, namespace: u64, set_tid_size: u64) {
     if let Some(attempt) = attempt::open() {
-        record(attempt, ret, namespace);
+        record(attempt, ret, namespace, set_tid_size);
     }
 }
 
-/// The same with the argument that the kprobe kept.
+/// The same with the arguments that the kprobe kept.
 #[inline(always)]
 pub fn allocated_stashed(ret: u64) {
     if let Some(attempt) = attempt::open() {
-        let namespace = attempt.stash[0];
-        record(attempt, ret, namespace);
+        let [namespace, set_tid_size, _] = attempt.stash;
+        record(attempt, ret, namespace, set_tid_size);
     }
 }
 
 #[inline(always)]
-fn record(attempt: &mut Attempt, ret: u64, namespace: u64) {
+fn record(attempt: &mut Attempt, ret: u64, namespace: u64, set_tid_size: u64) {
     let failed = error_pointer(ret);
     if failed.is_some() {
         walk(attempt, namespace);
+        attempt.set_tid_size = set_tid_size as u32;
         attempt.valid |= valid::PIDNS_AT_CHECK;
     }
     note_result(attempt, Check::AllocPid, failed);

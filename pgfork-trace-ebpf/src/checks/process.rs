@@ -28,6 +28,7 @@ pub fn exec<C: aya_ebpf::EbpfContext>(ctx: &C) {
 /// A task ended; sent when it was the last word of a watched process.
 #[inline(always)]
 pub fn exit<C: aya_ebpf::EbpfContext>(ctx: &C) {
+    attempt::abandon();
     let (tgid, tid) = attempt::ids();
     if tgid == tid && attempt::watched(tgid).is_some() {
         debug!(ctx, "watched pid {} ended", tgid);

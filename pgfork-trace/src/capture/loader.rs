@@ -100,8 +100,8 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
         probes: attached.probes,
         lost_events: maps.lost_events,
         clients: maps.clients,
-        hooks: kernel.plan.hooks,
-        armed: Vec::new(),
+        plan: kernel.plan,
+        armed: None,
         forks: StdHashMap::new(),
         refused_methods: attached.refused,
     })

@@ -8,6 +8,7 @@ mod record;
 mod verify;
 
 use std::{
+    borrow::Cow,
     collections::HashMap as StdHashMap,
     os::fd::{AsFd, BorrowedFd},
 };
@@ -16,7 +17,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, RingBuf},
 };
-use pgfork_trace_common::{ClientKey, HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched};
+use pgfork_trace_common::{Attempt, ClientKey, HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched};
 
 pub use error::CaptureError;
 pub use loader::Settings;
@@ -25,7 +26,7 @@ pub use verify::{Loaded, load_all};
 
 use crate::{
     host::{Root, process},
-    kernel::plan::{Group, Hook, Method, row},
+    kernel::plan::{Group, Hook, Method, Plan, row},
     verdict::Coverage,
 };
 
@@ -39,12 +40,20 @@ pub struct Capture {
     refusals: HashMap<MapData, RefusalKey, u64>,
     clients: HashMap<MapData, ClientKey, u64>,
     lost_events: Array<MapData, u64>,
-    hooks: Vec<Hook>,
-    armed: Vec<Hook>,
+    plan: Plan,
+    armed: Option<Armed>,
     coverage: Coverage,
     probes: usize,
     forks: StdHashMap<u32, attach::ForkProbes>,
     refused_methods: Vec<String>,
+}
+
+/// The checks on hot paths, while they are attached.
+struct Armed {
+    hooks: Vec<Hook>,
+    probes: usize,
+    /// `CLOCK_MONOTONIC` in nanoseconds when all of them were.
+    since_ns: u64,
 }
 
 /// Totals of a process that has not forked yet.
@@ -73,6 +82,13 @@ impl Capture {
     #[must_use]
     pub const fn coverage(&self) -> &Coverage {
         &self.coverage
+    }
+
+    /// Which checks were watched during the whole of this attempt.
+    #[must_use]
+    pub fn coverage_during(&self, attempt: &Attempt) -> Cow<'_, Coverage> {
+        let armed_since = self.armed.as_ref().map(|armed| armed.since_ns);
+        self.coverage.during(attempt.start_ns, armed_since)
     }
 
     /// Number of attached probes on kernel functions and tracepoints.
@@ -220,37 +236,55 @@ impl Capture {
                 why: "it hooks no function of the kernel".to_owned(),
             });
         }
-        if !self.armed.is_empty() {
+        if self.armed.is_some() {
             return Ok(0);
         }
-        let btf = loader::function_ids(&self.hooks, self.coverage.method)?;
-        let mut added = 0;
-        let mut refused = None;
-        let is_armed = |hook: &&Hook| row(hook.check).group == Group::Armed;
-        for hook in self.hooks.iter().filter(is_armed) {
-            match loader::by_best(&mut self.ebpf, hook, &btf, self.coverage.method) {
-                Ok(probes) => {
-                    added += probes;
-                    self.coverage.hooked.insert(hook.check);
-                    self.armed.push(*hook);
+        let method = self.coverage.method;
+        let btf = loader::function_ids(&self.plan.hooks, method)?;
+        let (mut hooks, mut probes, mut refused) = (Vec::new(), 0, Vec::new());
+        let on_hot_paths = |hook: &&Hook| row(hook.check).group == Group::Armed;
+        for hook in self.plan.hooks.iter().filter(on_hot_paths) {
+            match loader::by_best(&mut self.ebpf, hook, &btf, method) {
+                Ok(attached) => {
+                    probes += attached;
+                    hooks.push(*hook);
                 }
-                Err(error) => refused = Some(error),
+                Err(error) => refused.push((hook.check, error)),
             }
         }
-        match refused {
-            Some(error) if self.armed.is_empty() => Err(error),
-            _ => {
-                self.probes += added;
-                Ok(added)
-            }
+        if hooks.is_empty() {
+            return refused.pop().map_or(Ok(0), |(_, error)| Err(error));
         }
+        self.probes += probes;
+        let coverage = &mut self.coverage;
+        coverage.hooked.extend(hooks.iter().map(|hook| hook.check));
+        let lacking = self.plan.not_seen.iter();
+        coverage.not_seen.extend(
+            lacking
+                .filter(|it| row(it.check).group == Group::Armed)
+                .map(|it| (it.check, it.why.clone())),
+        );
+        let refused = refused.iter();
+        coverage
+            .not_seen
+            .extend(refused.map(|(check, error)| (*check, error.to_string())));
+        self.armed = Some(Armed {
+            hooks,
+            probes,
+            since_ns: monotonic_ns(),
+        });
+        Ok(probes)
     }
 
     /// Detaches what [`Self::arm`] attached.
     pub fn disarm(&mut self) {
-        for hook in std::mem::take(&mut self.armed) {
+        let Some(armed) = self.armed.take() else {
+            return;
+        };
+        self.coverage = self.coverage.unarmed();
+        self.probes -= armed.probes;
+        for hook in armed.hooks {
             attach::detach(&mut self.ebpf, hook.alternative);
-            self.coverage.hooked.remove(&hook.check);
         }
     }
 
@@ -275,6 +309,21 @@ impl Capture {
     ) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
         aya_log::EbpfLogger::init(&mut self.ebpf)
     }
+}
+
+/// The clock of the kernel side's times (`bpf_ktime_get_ns`).
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes into what is handed over.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) } != 0 {
+        // Then everything is over: nothing waits for ever, and nothing counts as watched.
+        return u64::MAX;
+    }
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// Readable when records are waiting.

@@ -273,7 +273,8 @@ pub struct PostmasterChange {
 pub enum LostWhat {
     /// Records of refusals: the ring buffer was full. The refusals are counted all the same.
     Records,
-    /// Returns of watched functions that the kernel did not report (kretprobes in use).
+    /// Ends of attempts that were not seen: the kernel did not report the return (kretprobes in
+    /// use), or the process was killed within its C library's `fork`.
     Returns,
     /// Attempts that were not followed: too many at once.
     Attempts,

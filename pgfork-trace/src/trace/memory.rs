@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use pgfork_trace_common::{self as records, oom_valid};
 
 use crate::{
+    capture,
     gather::{cgroup_fact, text},
     host::{
         Pid, Root,
@@ -62,7 +63,7 @@ impl Trace<'_> {
 
     /// Requests that nothing can be added to any more.
     pub(super) fn complete_memory(&mut self) -> Result<(), Stop> {
-        let complete = self.merger.expire(monotonic_ns());
+        let complete = self.merger.expire(capture::monotonic_ns());
         self.memory_refusals(&complete)
     }
 
@@ -295,19 +296,4 @@ fn huge_pages(info: &memory::MemInfo) -> Option<HugePages> {
         free_pages: free?,
         reserved_pages: reserved?,
     })
-}
-
-/// The clock of the kernel side's times (`bpf_ktime_get_ns`).
-fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the kernel writes into what is handed over.
-    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) } != 0 {
-        // Then everything is over: nothing waits for ever.
-        return u64::MAX;
-    }
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }

@@ -18,7 +18,7 @@ impl Trace<'_> {
     /// Judges a refused fork and says it.
     pub(super) fn refusal(&mut self, attempt: &Attempt) -> Result<(), Stop> {
         let facts = self.gatherer.facts(attempt, Instant::now());
-        let verdict = verdict::judge(attempt, &facts, self.capture.coverage());
+        let verdict = verdict::judge(attempt, &facts, &self.capture.coverage_during(attempt));
         // A descendant's fork belongs to the watched process above it.
         let above = match attempt.watched {
             0 => attempt.tgid,

@@ -6,6 +6,7 @@ use pgfork_trace_common::Check;
 use super::{
     super::{Cause, LogFact, candidates::ENOMEM},
     Found,
+    stages::AS_ENOMEM,
     view::{View, name},
 };
 
@@ -38,16 +39,15 @@ fn no_victim(view: &View) -> Option<Found> {
 /// A process that is being killed gets no more memory (mm/memcontrol.c `try_charge_memcg`, 6.1 to
 /// 7.2), and everything that it is interrupted in while memory is copied becomes ENOMEM.
 fn killed(view: &View) -> Option<Found> {
-    view.was_killed().then(|| {
-        Found::deduced(
-            Cause::MemcgOomKilledForker,
-            view.deepest().map(|(check, _)| check),
-            format!(
-                "the kernel log says that the OOM killer of a memory cgroup killed this process, and its fork ended with ENOMEM; {}",
-                view.how_far()
-            ),
-        )
-    })
+    let known = view.was_killed()?;
+    Some(Found::deduced(
+        Cause::MemcgOomKilledForker,
+        view.deepest().map(|(check, _)| check),
+        format!(
+            "{known}, and the fork ended with ENOMEM; {}",
+            view.how_far()
+        ),
+    ))
 }
 
 /// mm/memcontrol.c `__memcg_kmem_charge`, 5.10: the charge to memory comes first, and fails only
@@ -115,12 +115,16 @@ fn oom_kill_disabled(view: &View) -> Option<Found> {
 }
 
 /// A charge that may wait is refused for three reasons only; two are excluded. Not armed, the
-/// refused charge is not seen, but that the OOM killer found a victim and the fork got no memory
-/// nevertheless: who is not being killed then tries again.
+/// refused charge is not seen, but that this process was being killed; or that the OOM killer found
+/// a victim and the fork got no memory nevertheless: who is not being killed then tries again.
 fn dying(view: &View) -> Option<Found> {
     let reclaimed = view.reached(Check::TryToFreeMemCgroupPages);
     let (_, level) = view.evidence.memcg.as_ref()?.refusing()?;
-    if !reclaimed || !view.sees(Check::MemCgroupOutOfMemory) || level.oom_kill_disable == Some(true)
+    let dies = view.is_dying();
+    if !reclaimed
+        || !view.sees(Check::MemCgroupOutOfMemory)
+        || level.oom_kill_disable == Some(true)
+        || dies == Some(false)
     {
         return None;
     }
@@ -132,19 +136,26 @@ fn dying(view: &View) -> Option<Found> {
         );
         return Some(Found::deduced(Cause::MemcgDyingTask, Some(check), because));
     }
-    let killed = view
-        .evidence
-        .kernel_log
-        .iter()
-        .any(|line| matches!(line, LogFact::CgroupKilled { .. }));
-    (killed && !view.sees(Check::TryCharge)).then(|| {
+    let mut log = view.evidence.kernel_log.iter();
+    let known = if dies == Some(true) {
+        "this process was being killed when it ended"
+    } else if log.any(|line| matches!(line, LogFact::CgroupKilled { .. })) {
+        "the kernel log says that the OOM killer of a memory cgroup chose a process; still there was no memory"
+    } else {
+        return None;
+    };
+    (!view.sees(Check::TryCharge)).then(|| {
         let because = format!(
-            "memory was reclaimed for this fork, and the kernel log says that the OOM killer of a memory cgroup chose a process; still there was no memory: {only}; {}",
+            "memory was reclaimed for this fork, and {known}: {only}; {}",
             view.how_far()
         );
-        Found::deduced(Cause::MemcgDyingTask, None, because).or(
+        let found = Found::deduced(Cause::MemcgDyingTask, None, because).or(
             "kernel memory",
             "want of it gives the same error, where the killed process made room in the cgroup",
-        )
+        );
+        if dies == Some(true) && view.in_copy_mm() {
+            return found.or("a fatal signal", AS_ENOMEM);
+        }
+        found
     })
 }

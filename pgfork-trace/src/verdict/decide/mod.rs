@@ -22,6 +22,8 @@ use super::{
 };
 use view::View;
 
+const EINVAL: i32 = -libc::EINVAL;
+
 pub(super) struct Decision {
     pub(super) cause: Cause,
     pub(super) certainty: Certainty,
@@ -79,6 +81,7 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
     let found = match (attempt.source == source::KERNEL_CLONE, view.hooked()) {
         (true, _) => returned::for_its_own_reason(&view)
             .or_else(|| memory::cgroup(&view))
+            .or_else(|| stages::killed_in_copy_mm(&view))
             .or_else(|| returned::without_memory(&view))
             .or_else(|| tasks::before_cgroup_fork(&view, &candidates))
             .or_else(|| stages::inline(&view))
@@ -196,6 +199,10 @@ fn why_unknown(view: &View) -> String {
         .ret
         .map_or_else(|| "an unknown error".to_owned(), errno_name);
     match view.deepest() {
+        Some((check @ Check::AllocPid, EINVAL)) => format!(
+            "{} was seen returning -EINVAL, though no certain number was asked for: in 7.2 also where the first process of a pid namespace would not be its number 1",
+            view::name(check)
+        ),
         Some((check, value)) => format!(
             "the fork ended with {errno} after {} was seen returning {}; what it compared is not read",
             view::name(check),

@@ -86,12 +86,10 @@ fn fitting(candidate: &Candidate, alone: bool) -> Option<&str> {
 /// The OOM killer of a memory cgroup chose this very process, and its fork ended for it.
 fn killed(view: &View) -> Option<Found> {
     let interrupted = view.ret.is_none_or(|ret| ret == -libc::EINTR);
-    (interrupted && view.was_killed()).then(|| {
-        Found::deduced(
-            Cause::MemcgOomKilledForker,
-            None,
-            "the kernel log says that the OOM killer of a memory cgroup killed this process"
-                .to_owned(),
-        )
-    })
+    let known = view.was_killed().filter(|_| interrupted)?;
+    Some(Found::deduced(
+        Cause::MemcgOomKilledForker,
+        None,
+        known.to_owned(),
+    ))
 }

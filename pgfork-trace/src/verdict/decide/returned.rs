@@ -87,14 +87,14 @@ fn alloc_pid(view: &View) -> Option<Found> {
                 said(view, check)
             ),
         )),
-        libc::EEXIST | libc::EINVAL | libc::EPERM => Some(Found::observed(
-            Cause::SetTidConflict,
-            check,
-            format!(
-                "{}, which it does only where certain numbers are asked for",
-                said(view, check)
-            ),
-        )),
+        // 7.2 gives EINVAL also where the first pid of a namespace would not be 1.
+        libc::EEXIST | libc::EINVAL | libc::EPERM => {
+            let asked = view.attempt.set_tid_size;
+            (asked > 0).then(|| {
+                let because = format!("{}, and certain numbers were asked for", said(view, check));
+                Found::observed(Cause::SetTidConflict, check, because)
+            })
+        }
         libc::ENOMEM => {
             let gone = view.evidence.pid_namespaces.iter().any(|it| !it.alive);
             let because = |when| {
@@ -124,7 +124,7 @@ fn dying_in_dup_mmap(view: &View) -> Option<Found> {
     let check = Check::DupMmap;
     // Who killed it says more.
     let dying = view.failing(check) == Some(EINTR) && view.attempt.ret == ENOMEM;
-    (dying && !view.was_killed()).then(|| {
+    (dying && view.was_killed().is_none()).then(|| {
         Found::observed(
             Cause::FatalSignal,
             check,

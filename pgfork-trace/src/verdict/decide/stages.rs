@@ -103,17 +103,33 @@ fn fatal_signal(view: &View) -> Option<Found> {
         "the fork ended with EINTR"
     };
     let only = "which only a signal that ends the process gives";
-    if view.was_killed() {
+    if let Some(known) = view.was_killed() {
         return Some(Found::deduced(
             Cause::MemcgOomKilledForker,
             check.filter(|_| behind),
-            format!(
-                "{how}, {only}, and the kernel log says that the OOM killer of a memory cgroup killed this process"
-            ),
+            format!("{how}, {only}, and {known}"),
         ));
     }
     (behind || !view.sees(Check::CgroupCancelFork))
         .then(|| Found::deduced(Cause::FatalSignal, check, format!("{how}, {only}")))
+}
+
+/// What becomes of a signal in `dup_mmap`.
+pub(super) const AS_ENOMEM: &str = "while memory is copied the kernel reports it as ENOMEM";
+
+/// `dup_mmap` gives EINTR to a process that is being killed (kernel/fork.c, 5.10 to 6.12;
+/// mm/mmap.c, 6.18 and later), and `copy_mm` makes ENOMEM of it.
+pub(super) fn killed_in_copy_mm(view: &View) -> Option<Found> {
+    let window = view.sees(Check::CopyNamespaces) && view.in_copy_mm();
+    let killed = view.attempt.ret == ENOMEM && view.is_dying() == Some(true);
+    // An allocation that was seen failing there says more.
+    (killed && window && view.deepest().is_none()).then(|| {
+        let because = "the fork ended with ENOMEM while memory was copied, and the process was being killed: the kernel then breaks off, and reports that as ENOMEM";
+        Found::deduced(Cause::FatalSignal, None, because.to_owned()).or(
+            "kernel memory",
+            "want of it gives the same error at that place",
+        )
+    })
 }
 
 /// Checks that give ENOMEM for a reason of their own: where one could not be watched and the fork
@@ -161,12 +177,8 @@ pub(super) fn kernel_memory(view: &View) -> Option<Found> {
             "one was at its limit in this fork; whether it refused was not seen",
         );
     }
-    let in_copy_mm = view.reached(Check::PgdAlloc) && view.got_past(Check::CopyPageRange).is_none();
-    if in_copy_mm {
-        found = found.or(
-            "a fatal signal",
-            "while memory is copied the kernel reports it as ENOMEM",
-        );
+    if view.in_copy_mm() && view.is_dying().is_none() {
+        found = found.or("a fatal signal", AS_ENOMEM);
     }
     Some(found)
 }

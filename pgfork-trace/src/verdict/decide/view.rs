@@ -123,12 +123,33 @@ impl<'a> View<'a> {
         watched.then(|| format!("{} was watched and did not refuse", name(check)))
     }
 
-    /// Whether the kernel log says that the OOM killer of a memory cgroup chose this process.
-    pub(super) fn was_killed(&self) -> bool {
-        let victim = LogFact::CgroupKilled {
-            pid: self.attempt.tgid,
-        };
-        self.evidence.kernel_log.contains(&victim)
+    /// What says that the OOM killer of a memory cgroup chose this process, if anything does.
+    pub(super) fn was_killed(&self) -> Option<&'static str> {
+        let pid = self.attempt.tgid;
+        let logged = |line: LogFact| self.evidence.kernel_log.contains(&line);
+        if logged(LogFact::CgroupKilled { pid }) {
+            return Some(
+                "the kernel log says that the OOM killer of a memory cgroup killed this process",
+            );
+        }
+        // The host's OOM killer marks its victims in the same way.
+        let own =
+            self.reached(Check::TryToFreeMemCgroupPages) && !logged(LogFact::HostKilled { pid });
+        (own && self.read(valid::OOM_VICTIM) && self.attempt.state.oom_victim != 0).then_some(
+            "a memory cgroup was at its limit in this fork, and an OOM killer had chosen this process when it ended",
+        )
+    }
+
+    /// Whether the process was being killed when the fork ended; `None` where that was not read.
+    pub(super) fn is_dying(&self) -> Option<bool> {
+        let sigkill = 1 << (libc::SIGKILL - 1);
+        self.read(valid::PENDING_SIGNALS)
+            .then_some(self.attempt.state.pending_signals & sigkill != 0)
+    }
+
+    /// Whether the fork ended where memory is copied, or right before or behind that.
+    pub(super) fn in_copy_mm(&self) -> bool {
+        self.reached(Check::PgdAlloc) && self.got_past(Check::CopyPageRange).is_none()
     }
 
     /// Whether a check that ends every fork it refuses was seen refusing: the error is then its,

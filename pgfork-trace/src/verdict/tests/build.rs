@@ -179,6 +179,18 @@ impl Build {
             .reached(Check::TryToFreeMemCgroupPages)
     }
 
+    /// Whether SIGKILL was pending when the fork ended.
+    pub(super) fn dying(mut self, dying: bool) -> Self {
+        self.0.state.pending_signals = if dying { 1 << 8 | 1 << 16 } else { 1 << 16 };
+        self.with(valid::PENDING_SIGNALS)
+    }
+
+    /// An OOM killer had chosen the process when the fork ended.
+    pub(super) fn oom_victim(mut self) -> Self {
+        self.0.state.oom_victim = 1;
+        self.with(valid::OOM_VICTIM).dying(true)
+    }
+
     pub(super) fn flags(mut self, flags: u64) -> Self {
         self.0.clone_flags = flags;
         self

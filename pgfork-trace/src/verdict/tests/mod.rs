@@ -1,6 +1,7 @@
 //! Verdicts on refusals made by hand: every branch, with the kernel's own predicate as the judge.
 
 mod build;
+mod dying;
 mod inline;
 mod memory;
 mod nproc;

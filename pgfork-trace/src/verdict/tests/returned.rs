@@ -62,6 +62,7 @@ fn the_function_names_the_cause() {
             .reached(Check::CopyCreds)
             .failed(check, ret)
             .failed(Check::CopyProcess, errno)
+            .change(|it| it.set_tid_size = 1)
             .done();
         let verdict = judge(&attempt, &facts(), &all_hooks());
         let what = format!("{check:?} {ret} {errno}: {}", verdict.because);
@@ -233,4 +234,19 @@ fn what_is_full_behind_an_observed_cause_is_told() {
         whats(&verdict.also_full),
         ["strict overcommit", "pids cgroup"]
     );
+}
+
+#[test]
+fn only_who_asks_for_numbers_is_refused_them() {
+    let first = hooked(-libc::EINVAL)
+        .with(valid::PIDNS_AT_CHECK)
+        .failed(Check::AllocPid, -libc::EINVAL)
+        .failed(Check::CopyProcess, -libc::EINVAL);
+    let verdict = judge(&first.done(), &facts(), &all_hooks());
+    assert_eq!(verdict.cause, Cause::Unknown);
+    assert!(verdict.because.contains("no certain number was asked for"));
+    let asked = first.change(|it| it.set_tid_size = 1).done();
+    let verdict = judge(&asked, &facts(), &all_hooks());
+    assert_eq!(verdict.cause, Cause::SetTidConflict);
+    assert_eq!(verdict.certainty, Certainty::Observed);
 }
