@@ -105,8 +105,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<usize> {
         .filter(|case| (case.here)())
         .collect();
     ensure!(!chosen.is_empty(), "no such fixture here: {names:?}");
+    let methods: Vec<&str> = methods.split(',').collect();
+    // Beside the cases of each method: what the verifier says, and whether all is accounted for.
+    crate::plan(1 + methods.len() * (chosen.len() + 1));
     let mut failed = usize::from(!probes());
-    for method in methods.split(',') {
+    for method in methods {
         failed += all_by(method, &chosen)?;
     }
     Ok(failed)

@@ -91,6 +91,11 @@ const ALL: &[Scenario] = &[
 
 /// Runs the scenarios named, or all; how many predictions were wrong.
 pub(crate) fn run(names: &[String]) -> Result<usize> {
+    let chosen: Vec<&Scenario> = ALL
+        .iter()
+        .filter(|scenario| names.is_empty() || names.iter().any(|name| name == scenario.name))
+        .collect();
+    crate::plan(chosen.len());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let memory = memory_cgroup()?;
     // Memory stays charged where it was used first: programs and files to the root by this start,
@@ -102,10 +107,7 @@ pub(crate) fn run(names: &[String]) -> Result<usize> {
     let _ = fs::write(root_of("memory").join("cgroup.procs"), "0");
     server.query(&format!("create role {ROLE} login"))?;
     let mut failed = 0;
-    for scenario in ALL {
-        if !names.is_empty() && !names.iter().any(|name| name == scenario.name) {
-            continue;
-        }
+    for scenario in chosen {
         let outcome = server.settle().and_then(|()| one(&server, scenario));
         let report = match &outcome {
             Ok(report) => report.clone(),

@@ -3,9 +3,10 @@
 //! counters, the limits that were set, and the server's log.
 //!
 //! `pgfork-trace-guest [--methods fexit,kprobe,tracepoint] [SCENARIO...]`; prints
-//! one line for each test, and exits with 1 when one failed. `pgfork-trace-guest headroom
-//! [LIMIT...]` compares what `check` predicts with what then happens; `pgfork-trace-guest fixtures
-//! [--methods ...] [NAME...]` needs no server: a small process is refused instead.
+//! how many tests it will run and one line for each, and exits with 1 when one failed.
+//! `pgfork-trace-guest headroom [LIMIT...]` compares what `check` predicts with what then
+//! happens; `pgfork-trace-guest fixtures [--methods ...] [NAME...]` needs no server: a small
+//! process is refused instead.
 #![expect(clippy::print_stdout, reason = "the report of a test program")]
 
 mod attribution;
@@ -58,6 +59,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Says how many tests will run: who reads the report misses one that did not.
+pub(crate) fn plan(tests: usize) {
+    println!("plan {tests}");
+}
+
 /// Runs the scenarios by each method; returns how many failed.
 fn run(methods: &[&str], names: &[String]) -> Result<usize> {
     let chosen: Vec<Scenario> = scenarios::ALL
@@ -72,6 +78,7 @@ fn run(methods: &[&str], names: &[String]) -> Result<usize> {
         .copied()
         .collect();
     anyhow::ensure!(!chosen.is_empty(), "no such scenario: {names:?}");
+    plan(methods.len() * chosen.len());
     let mut server = Server::start().context("cannot start PostgreSQL")?;
     let mut failed = 0;
     for method in methods {

@@ -159,6 +159,7 @@ impl Job {
 pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
+    pub(crate) skipped: usize,
     /// Passed and all, by guest and scenario.
     table: BTreeMap<(String, String), Vec<(String, bool)>>,
     /// Causes named, by cause, kernel and method.
@@ -234,7 +235,15 @@ pub(crate) fn run_all(jobs: &[Job], programs: &Programs, out: &Path) -> Result<T
         .map_err(|_| anyhow::anyhow!("a worker panicked"))
 }
 
-fn one(job: &Job, programs: &Programs, out: &Path) -> Result<(String, String)> {
+/// What a guest said, and how its runner ended.
+struct Report {
+    release: String,
+    status: u8,
+    text: String,
+    errors: String,
+}
+
+fn one(job: &Job, programs: &Programs, out: &Path) -> Result<Report> {
     let copy = |source: &Path| CopyIn {
         source: source.to_owned(),
         target: None,
@@ -257,16 +266,18 @@ fn one(job: &Job, programs: &Programs, out: &Path) -> Result<(String, String)> {
         ..VmSpec::new(job.kernel, job.postgres, command)
     };
     let outcome = vm::run(&spec)?;
-    Ok((
-        outcome.kernel.release.clone(),
-        String::from_utf8_lossy(&outcome.stdout).into_owned(),
-    ))
+    Ok(Report {
+        release: outcome.kernel.release.clone(),
+        status: outcome.status,
+        text: String::from_utf8_lossy(&outcome.stdout).into_owned(),
+        errors: String::from_utf8_lossy(&outcome.stderr).into_owned(),
+    })
 }
 
 impl Tally {
-    fn take(&mut self, job: &Job, report: Result<(String, String)>) {
+    fn take(&mut self, job: &Job, report: Result<Report>) {
         let name = job.name();
-        let (release, text) = match report {
+        let report = match report {
             Ok(report) => report,
             Err(error) => {
                 say(format_args!("{name}: the guest failed: {error:#}"));
@@ -274,11 +285,15 @@ impl Tally {
                 return;
             }
         };
-        println!("--- {name} ({release})");
-        let mut tests = 0;
-        for line in text.lines() {
+        println!("--- {name} ({})", report.release);
+        let (mut planned, mut tests, mut failed) = (None, 0, 0);
+        for line in report.text.lines() {
             if let Some(verdict) = line.strip_prefix("verdict ") {
                 self.matrix.take(job.kernel, verdict);
+                continue;
+            }
+            if let Some(number) = line.strip_prefix("plan ") {
+                planned = number.parse::<usize>().ok();
                 continue;
             }
             println!("{line}");
@@ -291,15 +306,19 @@ impl Tally {
             let (scenario, method) = test.split_once(' ').unwrap_or((test, ""));
             let ok = result.starts_with("ok");
             tests += 1;
-            self.passed += usize::from(ok);
-            self.failed += usize::from(!ok);
+            failed += usize::from(!ok);
             self.table
                 .entry((name.clone(), scenario.to_owned()))
                 .or_default()
                 .push((method.to_owned(), ok));
         }
-        if tests == 0 {
-            println!("no test ran");
+        self.passed += tests - failed;
+        self.failed += failed;
+        if let Some(why) = incomplete(planned, tests, failed, report.status) {
+            println!(
+                "test {name} ... FAILED: {why}\n{}",
+                report.errors.trim_end()
+            );
             self.failed += 1;
         }
     }
@@ -315,5 +334,77 @@ impl Tally {
             println!("{guest:<44} {scenario:<20} {}", results.join(", "));
         }
         print!("{}", self.matrix.text());
+    }
+}
+
+/// Why a guest's report is not that of a runner that came to its end: the number of tests is not
+/// the planned one, or the exit status is not what the results make it.
+fn incomplete(planned: Option<usize>, tests: usize, failed: usize, status: u8) -> Option<String> {
+    let Some(planned) = planned else {
+        return Some(format!(
+            "the runner ended with status {status} before it said how many tests it would run"
+        ));
+    };
+    let expected = u8::from(failed > 0);
+    if planned == tests && status == expected && tests > 0 {
+        return None;
+    }
+    Some(format!(
+        "{tests} of {planned} tests ran, {failed} failed, and the runner ended with status {status}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(status: u8, text: &str) -> Tally {
+        let mut tally = Tally::default();
+        let report = Report {
+            release: "6.1.0-56".to_owned(),
+            status,
+            text: text.to_owned(),
+            errors: "thread 'main' panicked".to_owned(),
+        };
+        tally.take(&MATRIX[0], Ok(report));
+        tally
+    }
+
+    #[test]
+    fn a_guest_that_ran_everything_counts_its_tests() {
+        let tally = report(
+            0,
+            "plan 2\ntest a fexit ... ok (1 s)\ntest b fexit ... ok (1 s)\n",
+        );
+        assert_eq!((tally.passed, tally.failed), (2, 0));
+        let tally = report(
+            1,
+            "plan 2\ntest a fexit ... ok\ntest b fexit ... FAILED: x\n",
+        );
+        assert_eq!((tally.passed, tally.failed), (1, 1));
+    }
+
+    #[test]
+    fn a_runner_that_died_on_the_way_is_a_failure() {
+        for (status, text) in [
+            (101, "plan 2\ntest a fexit ... ok\n"),
+            (137, "plan 1\ntest a fexit ... ok\n"),
+            (0, "plan 2\ntest a fexit ... ok\n"),
+            (0, "test a fexit ... ok\n"),
+        ] {
+            let tally = report(status, text);
+            assert_eq!((tally.passed, tally.failed), (1, 1), "{status} {text}");
+        }
+        for (status, text) in [(0, ""), (0, "plan 0\n"), (139, "")] {
+            let tally = report(status, text);
+            assert_eq!((tally.passed, tally.failed), (0, 1), "{status} {text}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_failed_is_a_failure() {
+        let mut tally = Tally::default();
+        tally.take(&MATRIX[0], Err(anyhow::anyhow!("it hangs")));
+        assert_eq!((tally.passed, tally.failed), (0, 1));
     }
 }

@@ -43,7 +43,8 @@ pub(crate) struct Outcome {
 
 enum Event {
     Message(Message),
-    Ended(Port, Vec<u8>),
+    Data(Port, Vec<u8>),
+    Ended,
 }
 
 /// Boots the guest and stays until its command has ended.
@@ -57,23 +58,40 @@ pub(crate) fn run(spec: &VmSpec, files: &Files, token: &str) -> Result<Outcome> 
         thread::spawn(move || serve(port, &listener, &token, live, &sender));
     }
     let mut machine = Machine::start(spec, files)?;
-    let result = machine.watch(spec, &events);
+    let mut outcome = Outcome {
+        files_complete: true,
+        ..Outcome::default()
+    };
+    let result = machine.watch(spec, &events, &mut outcome);
     machine.stop();
-    // To a user who has interrupted it, the console is of no interest.
-    result.map_err(|error| match process::check_interrupt() {
-        Ok(()) => explain(&error, &files.console),
-        Err(_) => error,
-    })
+    match (result, process::check_interrupt()) {
+        (Ok(()), _) => Ok(outcome),
+        // To a user who has interrupted it, the console is of no interest.
+        (Err(error), Err(_)) => Err(error),
+        (Err(error), Ok(())) => Err(explain(&error, spec, &outcome, &files.console)),
+    }
 }
 
-/// Adds what the guest's console says to an error.
-fn explain(error: &anyhow::Error, console: &Path) -> anyhow::Error {
+/// Adds what the command had printed, unless that was shown, and what the guest's console says
+/// to an error.
+fn explain(
+    error: &anyhow::Error,
+    spec: &VmSpec,
+    outcome: &Outcome,
+    console: &Path,
+) -> anyhow::Error {
     let read =
         |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     let text = read(console);
     let mut message = error.to_string();
     if let Some(panic) = panic_reason(&text) {
         message += &format!(": kernel panic: {panic}");
+    }
+    for (name, data) in [("output", &outcome.stdout), ("errors", &outcome.stderr)] {
+        if !spec.live && !data.is_empty() {
+            let text = String::from_utf8_lossy(data);
+            message += &format!("\nthe command's {name} so far:\n{}", text.trim_end());
+        }
     }
     let qemu = read(&console.with_file_name(QEMU_LOG));
     for (name, text) in [("the guest's console", text), ("QEMU's messages", qemu)] {
@@ -110,14 +128,13 @@ fn serve(port: Port, listener: &UnixListener, token: &str, live: bool, events: &
             let _ = events.send(Event::Message(message));
         }
     } else {
-        let data = receive(port, socket, token, live);
-        let _ = events.send(Event::Ended(port, data));
+        receive(port, socket, token, live, events);
+        let _ = events.send(Event::Ended);
     }
 }
 
-fn receive(port: Port, mut socket: UnixStream, token: &str, live: bool) -> Vec<u8> {
+fn receive(port: Port, mut socket: UnixStream, token: &str, live: bool, events: &Sender<Event>) {
     let mut stream = Stream::new(token);
-    let mut data = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     while !stream.ended() {
         let Ok(length @ 1..) = socket.read(&mut buffer) else {
@@ -132,9 +149,8 @@ fn receive(port: Port, mut socket: UnixStream, token: &str, live: bool) -> Vec<u
             Port::Stderr if live => std::io::stderr().write_all(&new),
             _ => Ok(()),
         };
-        data.extend(new);
+        let _ = events.send(Event::Data(port, new));
     }
-    data
 }
 
 struct Machine {
@@ -175,11 +191,12 @@ impl Machine {
         let _ = self.child.wait();
     }
 
-    fn watch(&mut self, spec: &VmSpec, events: &Receiver<Event>) -> Result<Outcome> {
-        let mut outcome = Outcome {
-            files_complete: true,
-            ..Outcome::default()
-        };
+    fn watch(
+        &mut self,
+        spec: &VmSpec,
+        events: &Receiver<Event>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
         let mut booted = None;
         let mut exited: Option<Instant> = None;
         let mut streams = 0;
@@ -191,20 +208,18 @@ impl Machine {
                     outcome.status = status;
                     exited = Some(Instant::now());
                 }
-                Ok(Event::Ended(port, data)) => {
-                    streams += 1;
-                    match port {
-                        Port::Stdout => outcome.stdout = data,
-                        Port::Stderr => outcome.stderr = data,
-                        Port::Files | Port::Control => outcome.files = data,
-                    }
-                }
+                Ok(Event::Data(port, data)) => match port {
+                    Port::Stdout => outcome.stdout.extend(data),
+                    Port::Stderr => outcome.stderr.extend(data),
+                    Port::Files | Port::Control => outcome.files.extend(data),
+                },
+                Ok(Event::Ended) => streams += 1,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             self.check(spec, booted, exited)?;
         }
         outcome.boot = booted.unwrap_or_default();
-        Ok(outcome)
+        Ok(())
     }
 
     /// Fails when waiting has become pointless.
