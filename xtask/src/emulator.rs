@@ -10,26 +10,45 @@ use anyhow::{Context, Result, bail};
 use crate::progress::{Step, say};
 use crate::{cache, process};
 
-const PACKAGE: &str = "qemu-system-x86";
 const PROGRAM: &str = "qemu-system-x86_64";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 /// Where packages of Debian 12 still put some libraries.
 const OLD_LIBRARIES: &str = "lib/x86_64-linux-gnu";
 
-/// Installs QEMU if there is none.
-pub(crate) fn ensure() -> Result<()> {
+/// What it takes to have QEMU here.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It is here.
+    Nothing,
+    /// The archive's package, and that removes nothing.
+    Package,
+    /// A private copy, of these packages.
+    Copy(Vec<String>),
+}
+
+/// The archive's package.
+pub(crate) const PACKAGE: &str = "qemu-system-x86";
+
+/// Finds out what is missing; installs nothing.
+pub(crate) fn missing() -> Result<Missing> {
     if on_path().is_some() || private()?.exists() {
-        return Ok(());
+        return Ok(Missing::Nothing);
     }
-    let plan = simulate()?;
+    let plan = match simulate() {
+        Ok(plan) => plan,
+        // Without root the package lists may be empty: installing it is then still what to try.
+        Err(_) if !rustix::process::geteuid().is_root() => return Ok(Missing::Package),
+        Err(error) => return Err(error),
+    };
     if removals(&plan).is_empty() {
-        return crate::setup::install(&[PACKAGE]);
+        return Ok(Missing::Package);
     }
     say(format_args!(
         "installing {PACKAGE} would remove {}: a private copy is unpacked instead",
         removals(&plan).join(" ")
     ));
-    unpack(&additions(&plan))
+    let packages = additions(&plan).into_iter().map(str::to_owned);
+    Ok(Missing::Copy(packages.collect()))
 }
 
 /// The command that starts QEMU, with what a private copy needs to find its own files.
@@ -116,7 +135,8 @@ fn words_after<'a>(plan: &'a str, verb: &str) -> Vec<&'a str> {
         .collect()
 }
 
-fn unpack(packages: &[&str]) -> Result<()> {
+/// Unpacks the private copy.
+pub(crate) fn unpack(packages: &[String]) -> Result<()> {
     let step = Step::start(format!("fetching {} packages for QEMU", packages.len()));
     cache::entry("tools", "qemu", false, |dir| {
         let archives = tempfile::tempdir().context("cannot create a temporary directory")?;

@@ -31,45 +31,82 @@ const VM_PACKAGES: &[&str] = &[
     "zstd",
 ];
 
-// rustc-web and LLVM 22 are what Debian keeps current in stable releases for its browsers.
-const EBPF_PACKAGES: &[&str] = &[
-    "bpftool",
-    "gcc",
-    "libc6-dev",
-    "libstd-rust-web-dev-bpf",
-    "llvm-22-dev",
-    "rustc-web",
-];
+/// bpf-linker, and what the object is stripped and looked at with.
+const EBPF_PACKAGES: &[&str] = &["bpftool", "gcc", "libc6-dev", "llvm-22-dev"];
 
-const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+/// A compiler with a precompiled `core` for BPF. rustc-web and LLVM 22 are what Debian keeps
+/// current in stable releases for its browsers.
+const COMPILER_PACKAGES: &[&str] = &["libstd-rust-web-dev-bpf", "rustc-web"];
 
-impl Need {
-    fn packages(self) -> &'static [&'static str] {
-        match self {
-            Self::Vm => VM_PACKAGES,
-            Self::Ebpf => EBPF_PACKAGES,
+/// LLVM of `EBPF_PACKAGES`.
+pub(crate) const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+/// Its version: bpf-linker reads what compilers up to this one write.
+const LLVM_MAJOR: u32 = 22;
+
+/// Packages of the archive for `needs`.
+fn packages(needs: &[Need], nightly: bool) -> Vec<&'static str> {
+    let mut wanted = Vec::new();
+    if needs.contains(&Need::Vm) {
+        wanted.extend(VM_PACKAGES);
+    }
+    if needs.contains(&Need::Ebpf) {
+        wanted.extend(EBPF_PACKAGES);
+        if !nightly {
+            wanted.extend(COMPILER_PACKAGES);
         }
     }
+    wanted
 }
 
 /// Installs what is missing of `needs`; quick when nothing is.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
-    let wanted: Vec<&str> = needs
-        .iter()
-        .flat_map(|need| need.packages())
-        .copied()
-        .collect();
-    let missing = missing(&wanted)?;
+    let nightly = needs.contains(&Need::Ebpf) && usable_nightly();
+    let mut missing = missing(&packages(needs, nightly))?;
+    let emulator = if needs.contains(&Need::Vm) {
+        emulator::missing()?
+    } else {
+        emulator::Missing::Nothing
+    };
+    if emulator == emulator::Missing::Package {
+        missing.push(emulator::PACKAGE);
+    }
+    // All in one: who has to call somebody with root does so once.
     if !missing.is_empty() {
         install(&missing)?;
     }
-    if needs.contains(&Need::Vm) {
-        emulator::ensure()?;
+    if let emulator::Missing::Copy(packages) = emulator {
+        emulator::unpack(&packages)?;
     }
     if needs.contains(&Need::Ebpf) {
         bpf_linker()?;
     }
     Ok(())
+}
+
+/// Whether rustup has a nightly that can build `core` for BPF, and whose bitcode bpf-linker reads.
+pub(crate) fn usable_nightly() -> bool {
+    let said = |command: &mut Command| -> Option<String> {
+        let output = command.output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        output.status.success().then_some(text)
+    };
+    let components = said(Command::new("rustup").args([
+        "component",
+        "list",
+        "--toolchain",
+        "nightly",
+        "--installed",
+    ]));
+    let version = said(Command::new("rustc").args(["+nightly", "-vV"]));
+    matches!((components, version), (Some(components), Some(version)) if fits(&components, &version))
+}
+
+fn fits(components: &str, version: &str) -> bool {
+    let llvm = version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next());
+    components.lines().any(|line| line == "rust-src")
+        && llvm.is_some_and(|major| major.parse().is_ok_and(|major: u32| major <= LLVM_MAJOR))
 }
 
 /// The directory that holds the tools built here (`bin/bpf-linker`).
@@ -102,15 +139,23 @@ fn not_installed<'a>(wanted: &[&'a str], listing: &str) -> Vec<&'a str> {
         .collect()
 }
 
+const INSTALL: [&str; 4] = ["install", "--yes", "--no-remove", "--no-install-recommends"];
+
+/// What somebody with root has to type.
+fn by_hand(packages: &[&str]) -> String {
+    format!(
+        "sudo sh -c 'apt-get update && apt-get {} {}'",
+        INSTALL.join(" "),
+        packages.join(" ")
+    )
+}
+
 /// Installs packages from the archive; removes none.
-pub(crate) fn install(packages: &[&str]) -> Result<()> {
-    let arguments = ["install", "--yes", "--no-remove", "--no-install-recommends"];
+fn install(packages: &[&str]) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!(
-            "these packages are missing, and installing them takes root; run\n  \
-             sudo sh -c 'apt-get update && apt-get {} {}'",
-            arguments.join(" "),
-            packages.join(" ")
+            "these packages are missing, and installing them takes root; run\n  {}",
+            by_hand(packages)
         );
     }
     let step = Step::start(format!("installing {}", packages.join(" ")));
@@ -118,7 +163,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     process::capture(
         Command::new("apt-get")
             .arg("--quiet")
-            .args(arguments)
+            .args(INSTALL)
             .args(packages)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )
@@ -164,5 +209,25 @@ mod tests {
             not_installed(&["cpio", "kmod", "zstd", "qemu-system-x86"], listing),
             ["kmod", "zstd", "qemu-system-x86"]
         );
+    }
+
+    #[test]
+    fn rustc_web_is_not_needed_beside_a_nightly_that_does() {
+        assert!(packages(ALL, false).contains(&"rustc-web"));
+        assert!(!packages(ALL, true).contains(&"rustc-web"));
+        assert!(packages(ALL, true).contains(&"llvm-22-dev"));
+        assert!(!packages(&[Need::Vm], false).contains(&"llvm-22-dev"));
+        let version = |llvm: &str| format!("rustc 1.97.0-nightly\nLLVM version: {llvm}\n");
+        assert!(fits("rustc\nrust-src\n", &version("22.1.4")));
+        assert!(!fits("rustc\n", &version("22.1.4")));
+        assert!(!fits("rust-src\n", &version("23.1.0")));
+        assert!(!fits("rust-src\n", "rustc 1.97.0"));
+    }
+
+    #[test]
+    fn one_command_names_all_packages() {
+        let text = by_hand(&["cpio", emulator::PACKAGE]);
+        assert!(text.ends_with("cpio qemu-system-x86'"), "{text}");
+        assert_eq!(text.matches("sudo").count(), 1);
     }
 }
