@@ -49,7 +49,7 @@ pub(crate) struct Args {
 
 /// Measures; an error when something could not be measured.
 pub(crate) fn main(args: &Args) -> Result<()> {
-    let product = dist::build()?;
+    let product = dist::build(None)?;
     let guest = scenarios::build_guest()?;
     let mut failed = Vec::new();
     if args.only != Some(Place::Native)

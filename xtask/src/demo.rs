@@ -42,7 +42,7 @@ pub(crate) struct Args {
 /// Sets everything up, boots a guest, and lets a connection be refused in it.
 pub(crate) fn main(args: &Args) -> Result<()> {
     setup::ensure(&[Need::Vm])?;
-    let product = dist::build()?;
+    let product = dist::build(None)?;
     let guest = scenarios::build_guest()?;
     let cause = args
         .cause

@@ -17,40 +17,31 @@ const FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
 /// Builds the binary and prints where it is.
 pub(crate) fn main() -> Result<()> {
-    let path = build()?;
+    let path = build(None)?;
     println!("{} ({} bytes)", path.display(), fs::metadata(&path)?.len());
     Ok(())
 }
 
-/// Where the binary is once it has been built.
-pub(crate) fn path() -> PathBuf {
-    target_dir().join("dist").join(NAME)
-}
-
-/// Builds the binary, checks it, and returns its path.
-pub(crate) fn build() -> Result<PathBuf> {
+/// Builds the binary with another eBPF object than the committed one, if one is given; checks it,
+/// and returns its path.
+pub(crate) fn build(object: Option<&Path>) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let step = Step::start(format!("release binary for {target}"));
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    process::run(
-        Command::new(cargo)
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--locked",
-                "-p",
-                NAME,
-                "--target",
-                &target,
-            ])
-            .current_dir(workspace())
-            .env("RUSTFLAGS", FLAGS),
-    )?;
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--quiet", "--release", "--locked", "-p", NAME])
+        .args(["--target", &target])
+        .current_dir(workspace())
+        .env("RUSTFLAGS", FLAGS);
+    if let Some(object) = object {
+        command.env("PGFORK_TRACE_EBPF_OBJECT", object);
+    }
+    process::run(&mut command)?;
     let built = target_dir().join(target).join("release").join(NAME);
     check(&built).with_context(|| format!("{} is not fit for release", built.display()))?;
-    let path = path();
     let dir = target_dir().join("dist");
+    let path = dir.join(NAME);
     cache::create_dir(&dir)?;
     // In one step: a guest may be about to copy the former one.
     let fresh = tempfile::NamedTempFile::new_in(&dir)?;

@@ -277,6 +277,11 @@ impl Apt {
             "Acquire::Languages=none".to_owned(),
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
             "APT::Update::Error-Mode=any".to_owned(),
+            // Whatever the machine's own configuration allows.
+            "Acquire::AllowInsecureRepositories=false".to_owned(),
+            "Acquire::AllowWeakRepositories=false".to_owned(),
+            "Acquire::AllowDowngradeToInsecureRepositories=false".to_owned(),
+            "APT::Get::AllowUnauthenticated=false".to_owned(),
         ] {
             command.arg("-o").arg(option);
         }

@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Cgroup, CopyIn, Init, Postgres, Series, VmSpec};
+use crate::dist;
 use crate::progress::say;
 
 /// Arguments of `cargo xtask vm`.
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "The exit status is that of the command; 125 if the guest itself failed.\n\
-    The release binary (`cargo xtask dist`) is at /usr/local/bin/pgfork-trace if it was built."
+    The release binary, built of the sources as they are, is at /usr/local/bin/pgfork-trace."
 )]
 pub(crate) struct Args {
     /// Kernel series
@@ -66,7 +67,11 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     spec.memory_mib = args.memory;
     spec.kernel_arguments = args.kernel_arguments;
     spec.out = args.out;
-    spec.copy = super::product().into_iter().chain(args.copy).collect();
+    let product = CopyIn {
+        source: dist::build(None)?,
+        target: None,
+    };
+    spec.copy = std::iter::once(product).chain(args.copy).collect();
     spec.keep_console = args.keep_console;
     spec.timeout = Duration::from_secs(args.timeout);
     spec.refresh = args.refresh;

@@ -21,9 +21,9 @@ pub(crate) use kernel::Kernel;
 pub(crate) use rootfs::Postgres;
 pub(crate) use series::Series;
 
+use crate::cache;
 use crate::progress::say;
 use crate::setup::{self, Need};
-use crate::{cache, dist};
 
 /// The cgroup hierarchy of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -191,15 +191,6 @@ pub(crate) fn prepare(refresh: bool) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// The release binary as a file to copy, if it has been built.
-pub(crate) fn product() -> Option<CopyIn> {
-    let source = dist::path();
-    source.is_file().then_some(CopyIn {
-        source,
-        target: None,
-    })
 }
 
 fn unpack(outcome: &qemu::Outcome, out: &Path) -> Result<()> {
