@@ -20,8 +20,8 @@ use crate::{
     },
     output::escape,
     verdict::{
-        BackendCost, CgroupFact, Facts, KillableFact, MemcgFact, MemoryFacts, OvercommitSettings,
-        UnitFact,
+        BackendCost, CgroupFact, Facts, HardLimits, KillableFact, MemcgFact, MemoryFacts,
+        OvercommitSettings, UnitFact,
     },
 };
 use log::Log;
@@ -141,6 +141,7 @@ impl Gatherer {
                 .map(|unit| unit.unit),
             cgroups: chain.map(|chain| cgroup_facts(&chain)).unwrap_or_default(),
             pid,
+            hard_limits: hard_limits(&self.root, pid),
             kernel: self.kernel,
             pid_max: sysctls.pid_max,
             ..Facts::default()
@@ -201,6 +202,19 @@ pub(crate) fn system_value(name: libc::c_int) -> Option<u64> {
     u64::try_from(unsafe { libc::sysconf(name) })
         .ok()
         .filter(|value| *value > 0)
+}
+
+pub(crate) fn hard_limits(root: &Root, pid: Pid) -> HardLimits {
+    let limits = process::limits(root, pid).ok().flatten();
+    let limits = limits.unwrap_or_default();
+    let hard = |limit: Option<process::RLimit>| Some(limit?.hard.value().unwrap_or(u64::MAX));
+    HardLimits {
+        nproc: hard(limits.processes),
+        address_space: hard(limits.address_space_bytes),
+        data: hard(limits.data_bytes),
+        stack: hard(limits.stack_bytes),
+        memlock: hard(limits.locked_memory_bytes),
+    }
 }
 
 pub(crate) fn memory_facts(root: &Root) -> Option<MemoryFacts> {

@@ -161,7 +161,9 @@ fn servers(root: &Root, filter: &Filter) -> Result<(Vec<Postmaster>, Vec<String>
         }
     }
     let mut servers = Vec::new();
-    for target in select(root, &all, filter)? {
+    for target in
+        select(root, &all, filter).map_err(|error| error.seen_through(found.hidden.as_deref()))?
+    {
         match target {
             Target::Postmaster(postmaster) => servers.push(*postmaster),
             Target::Process(process) => bail!("process {} is not a postmaster", process.id.pid),

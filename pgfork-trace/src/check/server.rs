@@ -111,6 +111,7 @@ impl<'h> Server<'h> {
                 unit: self.service(),
                 fork_charge_bytes: accounted.map(|it| it.total_bytes),
                 pid,
+                hard_limits: gather::hard_limits(root, pid),
                 ..Facts::default()
             },
             kernel: host.kernel,

@@ -165,7 +165,7 @@ fn every_limit_of_a_unit_on_v2() {
     );
     let pids = row(&found, Limit::PidsCgroupMax);
     assert_eq!(
-        pids.remedy[0].command,
+        pids.remedy[0].change.to_string(),
         "systemctl set-property pg.service TasksMax=67"
     );
     // postmaster, 9 children; not uid 0.

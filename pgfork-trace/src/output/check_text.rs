@@ -152,7 +152,7 @@ fn remedies(row: &Row, style: Style) -> Vec<String> {
             _ => "or ",
         };
         (
-            format!("{or}{}", sentence(&remedy.command)),
+            format!("{or}{}", sentence(&remedy.change)),
             sentence(&remedy.effect),
         )
     });

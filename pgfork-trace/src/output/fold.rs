@@ -238,7 +238,7 @@ fn shape(refusal: &Refusal) -> u64 {
     }
     without_digits(&verdict.because, &mut hasher);
     for remedy in &verdict.remedy {
-        without_digits(&remedy.command, &mut hasher);
+        without_digits(&remedy.change, &mut hasher);
     }
     for considered in &verdict.also_possible {
         considered.what.hash(&mut hasher);

@@ -4,6 +4,7 @@ use super::{
     super::samples::{self, time},
     *,
 };
+use crate::verdict::Change;
 
 const PACE: Pace = Pace {
     count: SignedDuration::from_secs(1),
@@ -65,13 +66,13 @@ fn numbers_alone_change_nothing() {
     fold.see(time("12:00:00"), &refusal);
     refusal.verdict.evidence.overcommit = None;
     refusal.verdict.because = refusal.verdict.because.replace("in this", "in 17 this");
-    refusal.verdict.remedy[0].command = "sysctl vm.overcommit_ratio=62".to_owned();
+    refusal.verdict.remedy[0].change = Change::Command("sysctl vm.overcommit_ratio=62".to_owned());
     refusal.duration_ns = Some(1);
     refusal.process.comm = None;
     // Digits are no difference, words are.
     assert!(fold.see(time("12:00:00"), &refusal).whole);
     let mut refusal = samples::commit_limit();
-    refusal.verdict.remedy[0].command = "sysctl vm.overcommit_ratio=62".to_owned();
+    refusal.verdict.remedy[0].change = Change::Command("sysctl vm.overcommit_ratio=62".to_owned());
     refusal.verdict.evidence.overcommit = None;
     assert!(!fold.see(time("12:00:00"), &refusal).whole);
 }

@@ -10,7 +10,7 @@ use super::line::{Errno, Method, Postmaster, Process, Refusal, WatchedKind};
 pub(super) use lines::*;
 
 use crate::verdict::{
-    Cause, Certainty, CgroupLevel, CheckSeen, Considered, Evidence, NprocEvidence,
+    Cause, Certainty, CgroupLevel, Change, CheckSeen, Considered, Evidence, NprocEvidence,
     NprocLevelEvidence, OvercommitEvidence, Remedy, Scope, ThreadsEvidence, TrailEntry, UserTasks,
     Verdict,
     client::{Child, ChildKind, Client},
@@ -113,9 +113,16 @@ fn refusal(ret: i32, verdict: Verdict) -> Refusal {
     }
 }
 
+fn action(what: &str, effect: &str, immediate: bool) -> Remedy {
+    Remedy {
+        change: Change::Action(what.to_owned()),
+        ..remedy("", effect, immediate)
+    }
+}
+
 fn remedy(command: &str, effect: &str, immediate: bool) -> Remedy {
     Remedy {
-        command: command.to_owned(),
+        change: Change::Command(command.to_owned()),
         effect: effect.to_owned(),
         immediate,
     }
@@ -192,7 +199,7 @@ pub(super) fn commit_limit() -> Refusal {
             "room for about 52 more backends like these",
             true,
         ),
-        remedy(
+        action(
             "add 715 MiB of swap",
             "the same; each GiB of swap raises the limit by 1 GiB, room for about 73 backends",
             true,
@@ -341,11 +348,11 @@ pub(super) fn nproc() -> Refusal {
     });
     verdict.remedy = vec![
         remedy(
-            "prlimit --pid 77 --nproc=600:600",
+            "prlimit --pid 77 --nproc=600:",
             "room for 200 more tasks of this user, until the process is restarted",
             true,
         ),
-        remedy(
+        action(
             "nproc 600 for the user in /etc/security/limits.conf, or ulimit -u where it is started",
             "the same, from the next start on",
             false,

@@ -163,6 +163,8 @@ pub struct Facts {
     pub user_tasks: Vec<(String, u64)>,
     /// Process id of the refused process.
     pub pid: u32,
+    /// Its hard resource limits.
+    pub hard_limits: HardLimits,
     /// Release of the kernel: major and minor.
     pub kernel: Option<(u32, u32)>,
     /// `kernel.pid_max` of the host: for all pid namespaces where they have none of their own.
@@ -183,6 +185,22 @@ pub struct Facts {
     pub sched_ext: Option<bool>,
     /// Lines of the kernel log from shortly before the refusal on.
     pub kernel_log: Vec<LogFact>,
+}
+
+/// How far a process itself may raise its resource limits: `u64::MAX` without a limit, absent
+/// where it cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardLimits {
+    /// `RLIMIT_NPROC`, tasks.
+    pub nproc: Option<u64>,
+    /// `RLIMIT_AS`, bytes.
+    pub address_space: Option<u64>,
+    /// `RLIMIT_DATA`, bytes.
+    pub data: Option<u64>,
+    /// `RLIMIT_STACK`, bytes.
+    pub stack: Option<u64>,
+    /// `RLIMIT_MEMLOCK`, bytes.
+    pub memlock: Option<u64>,
 }
 
 /// Which checks could be watched, and how.

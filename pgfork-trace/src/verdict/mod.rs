@@ -24,10 +24,10 @@ pub use evidence::{
     UserTasks,
 };
 pub use facts::{
-    BackendCost, CgroupFact, Coverage, Facts, KillableFact, LogFact, MemcgFact, MemoryFacts,
-    OvercommitSettings, UnitFact,
+    BackendCost, CgroupFact, Coverage, Facts, HardLimits, KillableFact, LogFact, MemcgFact,
+    MemoryFacts, OvercommitSettings, UnitFact,
 };
-pub use remedy::Remedy;
+pub use remedy::{Change, Remedy};
 
 use pgfork_trace_common::{Attempt, Check, valid};
 use schemars::JsonSchema;

@@ -4,7 +4,10 @@ use pgfork_trace_common::{OomKill, oom_valid};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Cause, Certainty, CgroupFact, Remedy, Scope, remedy::quoted};
+use super::{
+    Cause, Certainty, CgroupFact, Change, Remedy, Scope,
+    remedy::{drop_in, quoted},
+};
 use crate::{
     host::oom_log::{Chosen, Killed, Usage},
     output::units,
@@ -264,7 +267,9 @@ fn remedies(cause: Cause, evidence: &OomEvidence, facts: &OomFacts) -> Vec<Remed
         return remedies;
     }
     remedies.push(Remedy {
-        command: "lower work_mem, shared_buffers or the number of connections".to_owned(),
+        change: Change::Action(
+            "lower work_mem, shared_buffers or the number of connections".to_owned(),
+        ),
         effect: "less memory is asked for; a pooler in front limits the number of backends"
             .to_owned(),
         immediate: false,
@@ -289,16 +294,19 @@ fn raise(evidence: &OomEvidence, facts: &OomFacts) -> Vec<Remedy> {
     let more = units::bytes(target - limit);
     let remedy = match (&cgroup.unit, &cgroup.container) {
         (Some(unit), None) => Remedy {
-            command: format!(
+            change: Change::Command(format!(
                 "systemctl set-property {} {}={target}",
                 quoted(&unit.name),
                 unit.property
-            ),
+            )),
             effect: format!("{more} more; lasts across restarts (--runtime: until the next boot)"),
             immediate: true,
         },
         (_, Some(container)) => Remedy {
-            command: format!("echo {target} > {}", limit_file(&cgroup.directory, facts)),
+            change: Change::Command(format!(
+                "echo {target} > {}",
+                limit_file(&cgroup.directory, facts)
+            )),
             effect: format!(
                 "{more} more, until container {} is recreated: raise its memory limit there too",
                 container.get(..12).unwrap_or(container)
@@ -306,7 +314,10 @@ fn raise(evidence: &OomEvidence, facts: &OomFacts) -> Vec<Remedy> {
             immediate: true,
         },
         (None, None) => Remedy {
-            command: format!("echo {target} > {}", limit_file(&cgroup.directory, facts)),
+            change: Change::Command(format!(
+                "echo {target} > {}",
+                limit_file(&cgroup.directory, facts)
+            )),
             effect: format!("{more} more, until the cgroup is made anew"),
             immediate: true,
         },
@@ -332,7 +343,7 @@ fn global(facts: &OomFacts) -> Vec<Remedy> {
         return Vec::new();
     }
     vec![Remedy {
-        command: "sysctl vm.overcommit_memory=2, with vm.overcommit_ratio set so that CommitLimit fits the host".to_owned(),
+        change: Change::Action("sysctl vm.overcommit_memory=2, with vm.overcommit_ratio set so that CommitLimit fits the host".to_owned()),
         effect: "requests beyond RAM and swap then fail with \"out of memory\" instead of a process being killed; try it first: other programs may promise themselves more than they use".to_owned(),
         immediate: true,
     }]
@@ -342,16 +353,21 @@ fn protect(facts: &OomFacts) -> Remedy {
     let effect =
         "the OOM killer then takes a backend before the postmaster, whose end is the end of all sessions"
             .to_owned();
-    let command = match &facts.unit {
-        Some(unit) => format!(
-            "systemctl edit {}: [Service] OOMScoreAdjust=-900, Environment=PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj",
-            quoted(unit)
+    let change = match &facts.unit {
+        Some(unit) => Change::Command(drop_in(
+            unit,
+            &[
+                "OOMScoreAdjust=-900",
+                "Environment=PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj",
+            ],
+        )),
+        None => Change::Action(
+            "start the postmaster with oom_score_adj -900 and PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj"
+                .to_owned(),
         ),
-        None => "start the postmaster with oom_score_adj -900 and PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj"
-            .to_owned(),
     };
     Remedy {
-        command,
+        change,
         effect,
         immediate: false,
     }

@@ -55,7 +55,7 @@ fn a_cgroup_by_the_record() {
         matches!(&verdict.scope, Some(Scope::Cgroup { cgroup_id: 77, ancestor: 1, unit: Some(unit), .. }) if unit == "pg.service")
     );
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         format!("systemctl set-property pg.service MemoryMax={}", 320 * MIB)
     );
     // A backend died, so nothing is said about the postmaster's score.
@@ -63,7 +63,7 @@ fn a_cgroup_by_the_record() {
         !verdict
             .remedy
             .iter()
-            .any(|it| it.command.contains("OOMScoreAdjust"))
+            .any(|it| it.change.contains("OOMScoreAdjust"))
     );
 }
 
@@ -78,13 +78,13 @@ fn the_host_by_the_record_and_a_postmaster() {
     let verdict = judge(&kill(oom_valid::SCOPE), &OomReport::default(), &facts);
     assert_eq!(verdict.cause, Cause::GlobalOomKill);
     assert_eq!(verdict.scope, Some(Scope::Host));
-    assert!(verdict.remedy[0].command.contains("overcommit_memory=2"));
+    assert!(verdict.remedy[0].change.contains("overcommit_memory=2"));
     assert!(
         verdict
             .remedy
             .last()
             .unwrap()
-            .command
+            .change
             .contains("OOMScoreAdjust")
     );
     let strict = OomFacts {
@@ -96,7 +96,7 @@ fn the_host_by_the_record_and_a_postmaster() {
         !verdict
             .remedy
             .iter()
-            .any(|it| it.command.contains("overcommit_memory=2"))
+            .any(|it| it.change.contains("overcommit_memory=2"))
     );
 }
 
@@ -189,7 +189,7 @@ fn a_cgroup_of_version_1_without_a_unit() {
     };
     let verdict = judge(&record, &OomReport::default(), &facts);
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         "echo 262144000 > /sys/fs/cgroup/memory/a/memory.limit_in_bytes"
     );
     assert!(

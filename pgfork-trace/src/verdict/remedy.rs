@@ -5,6 +5,8 @@ mod process;
 mod scope;
 mod tasks;
 
+use std::{fmt, ops::Deref};
+
 use pgfork_trace_common::PIDS_MAX;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -16,11 +18,38 @@ use super::{
 
 pub(super) use scope::scope;
 
+/// What to change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// To be typed into a shell as it is.
+    Command(String),
+    /// Said in words, where no command does it.
+    Action(String),
+}
+
+impl Deref for Change {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Command(text) | Self::Action(text) => text,
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
 /// A change that lets the refused fork pass.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Remedy {
-    /// What to type, or which line to put where.
-    pub command: String,
+    /// What to do.
+    #[serde(flatten)]
+    pub change: Change,
     /// What it gives, and what it costs.
     pub effect: String,
     /// Takes effect at once, without a restart.
@@ -115,7 +144,7 @@ pub(super) fn commit_limit_for(
     let (command, limit) = raised_limit(&settings, &memory, target, facts.page_size);
     let mut remedies = Vec::new();
     remedies.push(Remedy {
-        command,
+        change: Change::Command(command),
         effect: format!(
             "room for about {} more {}{}",
             limit.saturating_sub(taken) / backend,
@@ -130,7 +159,7 @@ pub(super) fn commit_limit_for(
     });
     let missing = target.saturating_sub(memory.commit_limit).div_ceil(MIB);
     remedies.push(Remedy {
-        command: format!("add {missing} MiB of swap"),
+        change: Change::Action(format!("add {missing} MiB of swap")),
         effect: match GIB / backend {
             0 => "the same; each GiB of swap raises the limit by 1 GiB".to_owned(),
             room => format!(
@@ -223,11 +252,11 @@ fn raise_pids(level: &CgroupLevel, target: u64, effect: &str, facts: &Facts) -> 
         && level.container.is_none()
     {
         return Remedy {
-            command: format!(
+            change: Change::Command(format!(
                 "systemctl set-property {} {}={target}",
                 quoted(unit),
                 level.property
-            ),
+            )),
             effect: format!("{effect}; lasts across restarts (--runtime: until the next boot)"),
             immediate: true,
         };
@@ -249,7 +278,7 @@ fn raise_pids(level: &CgroupLevel, target: u64, effect: &str, facts: &Facts) -> 
         None => effect,
     };
     Remedy {
-        command: format!("echo {file_target} > {file}"),
+        change: Change::Command(format!("echo {file_target} > {file}")),
         effect,
         immediate: true,
     }
@@ -280,7 +309,7 @@ pub(super) fn nproc_level(
     if ancestor > 0 {
         // kernel/user_namespace.c `create_user_ns`, 6.1 to 7.2: frozen at creation.
         return vec![Remedy {
-            command: "raise RLIMIT_NPROC of the process that creates the user namespace, then recreate the container".to_owned(),
+            change: Change::Action("raise RLIMIT_NPROC of the process that creates the user namespace, then recreate the container".to_owned()),
             effect: format!(
                 "the limit of {} was frozen when the user namespace was made; it cannot be changed from outside",
                 level.limit.unwrap_or(0)
@@ -291,23 +320,44 @@ pub(super) fn nproc_level(
     let target = raised(level.limit.unwrap_or(0).max(level.tasks));
     let room = target - level.tasks;
     let mut remedies = vec![Remedy {
-        command: format!("prlimit --pid {} --nproc={target}:{target}", facts.pid),
+        change: Change::Command(prlimit(facts.pid, "nproc", target, facts.hard_limits.nproc)),
         effect: format!("room for {room} more tasks of this user, until the process is restarted"),
         immediate: true,
     }];
     remedies.push(match &facts.unit {
         Some(unit) => Remedy {
-            command: format!("systemctl edit {}: [Service] LimitNPROC={target}", quoted(unit)),
+            change: Change::Command(drop_in(unit, &[&format!("LimitNPROC={target}")])),
             effect: "the same, from the next restart on".to_owned(),
             immediate: false,
         },
         None => Remedy {
-            command: format!("nproc {target} for the user in /etc/security/limits.conf, or ulimit -u where it is started"),
+            change: Change::Action(format!("nproc {target} for the user in /etc/security/limits.conf, or ulimit -u where it is started")),
             effect: "the same, from the next start on".to_owned(),
             immediate: false,
         },
     });
     remedies
+}
+
+/// Raises the soft limit of a running process, and the hard one only where that is in the way.
+pub(super) fn prlimit(pid: u32, name: &str, target: u64, hard: Option<u64>) -> String {
+    let and_hard = match hard {
+        Some(hard) if hard >= target => String::new(),
+        _ => target.to_string(),
+    };
+    format!("prlimit --pid {pid} --{name}={target}:{and_hard}")
+}
+
+/// Sets what `systemctl set-property` does not take, in a file of its own.
+pub(super) fn drop_in(unit: &str, settings: &[&str]) -> String {
+    let name = settings.first().and_then(|first| first.split('=').next());
+    let file = |path: &str| quoted(&format!("/etc/systemd/system/{unit}.d{path}"));
+    format!(
+        "mkdir -p {} && printf '[Service]\\n{}\\n' > {} && systemctl daemon-reload",
+        file(""),
+        settings.join("\\n"),
+        file(&format!("/{}.conf", name.unwrap_or("pgfork-trace")))
+    )
 }
 
 /// A word for a POSIX shell: unchanged where that is safe, else in single quotes.

@@ -5,7 +5,7 @@ use super::{
         Errno, Killed, KilledBy, Line, MemoryRefusal, Method, OomKill, Process, Refusal, Role,
         Sender,
     },
-    HOSTILE, MIB, in_container, nproc, overcommit, postmaster, remedy,
+    HOSTILE, MIB, action, in_container, nproc, overcommit, postmaster, remedy,
 };
 use crate::verdict::{
     Cause, Certainty, CheckSeen, Considered, Scope, TrailEntry,
@@ -100,12 +100,12 @@ pub(in crate::output) fn rlimit_as() -> MemoryRefusal {
         },
         remedy: vec![
             remedy(
-                "prlimit --pid 1843 --as=1073741824:1073741824",
+                "prlimit --pid 1843 --as=1073741824:",
                 "512 MiB of address space for each process started from then on, until the postmaster is restarted; running ones keep their limit",
                 true,
             ),
             remedy(
-                "systemctl edit postgresql@15-main.service: [Service] LimitAS=1073741824",
+                "mkdir -p /etc/systemd/system/postgresql@15-main.service.d && printf '[Service]\\nLimitAS=1073741824\\n' > /etc/systemd/system/postgresql@15-main.service.d/LimitAS.conf && systemctl daemon-reload",
                 "the same, from the next restart on",
                 false,
             ),
@@ -145,7 +145,7 @@ fn strict() -> MemoryRefusal {
                 "room for about 10 more requests like this one",
                 true,
             ),
-            remedy(
+            action(
                 "lower work_mem, hash_mem_multiplier or maintenance_work_mem where this is asked for",
                 "each sort, hash and index build of each backend may take as much as these allow",
                 true,
@@ -185,7 +185,7 @@ fn stack() -> MemoryRefusal {
                 rlimit_stack_bytes: Some(8 * MIB),
                 ..MemoryEvidence::default()
             },
-            remedy: vec![remedy(
+            remedy: vec![action(
                 "max_stack_depth = 7168kB in postgresql.conf, or less",
                 "an error, not the end",
                 false,

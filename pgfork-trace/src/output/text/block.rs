@@ -269,7 +269,7 @@ pub(super) fn remedies(cause: Cause, remedies: &[Remedy], style: Style) -> Vec<S
         .enumerate()
         .map(|(at, remedy)| {
             let joint = if at == 0 { "" } else { joint };
-            format!("{joint}{}", sentence(&remedy.command))
+            format!("{joint}{}", sentence(&remedy.change))
         })
         .collect();
     let fitting = commands.iter().map(|it| it.chars().count());

@@ -1,7 +1,7 @@
 //! What to type for limits that no verdict has a remedy for.
 
 use super::super::{
-    Facts, Remedy,
+    Change, Facts, Remedy,
     remedy::{quoted, raised},
 };
 use super::{HeadroomFacts, Limit, MemoryLevel};
@@ -15,7 +15,7 @@ const RESERVED_PIDS: u64 = 300;
 
 fn sysctl(name: &str, value: u64, more: u64) -> Remedy {
     Remedy {
-        command: format!("sysctl {name}={value}"),
+        change: Change::Command(format!("sysctl {name}={value}")),
         effect: format!("room for {more} more tasks on the host, until the next boot"),
         immediate: true,
     }
@@ -40,15 +40,15 @@ pub(super) fn numbers(usable: u64, taken: u64) -> Vec<Remedy> {
 }
 
 pub(super) fn namespace(facts: &Facts) -> Vec<Remedy> {
-    let command = match &facts.unit {
-        Some(unit) => format!("systemctl restart {}", quoted(unit)),
-        None => {
+    let change = match &facts.unit {
+        Some(unit) => Change::Command(format!("systemctl restart {}", quoted(unit))),
+        None => Change::Action(
             "restart the container, or the server outside of that pid namespace (unshare --fork)"
-                .to_owned()
-        }
+                .to_owned(),
+        ),
     };
     vec![Remedy {
-        command,
+        change,
         effect: "a pid namespace without its first process takes no new process ever again"
             .to_owned(),
         immediate: false,
@@ -58,16 +58,17 @@ pub(super) fn namespace(facts: &Facts) -> Vec<Remedy> {
 pub(super) fn slots(max: u64) -> Vec<Remedy> {
     vec![
         Remedy {
-            command: "end idle connections, or put a pooler in front".to_owned(),
+            change: Change::Action("end idle connections, or put a pooler in front".to_owned()),
             effect: "frees slots without a restart".to_owned(),
             immediate: true,
         },
         Remedy {
-            command: format!(
-                "psql -c 'ALTER SYSTEM SET max_connections = {}', then restart the server",
+            change: Change::Command(format!(
+                "psql -c 'ALTER SYSTEM SET max_connections = {}'",
                 raised(max)
-            ),
-            effect: "more slots; see that the limits below allow as many processes".to_owned(),
+            )),
+            effect: "more slots once the server is restarted; see that the limits below allow as many processes"
+                .to_owned(),
             immediate: false,
         },
     ]
@@ -86,37 +87,37 @@ pub(super) fn memory(
     let mut remedies = Vec::new();
     match &level.group.unit {
         Some(unit) if level.group.container.is_none() => remedies.push(Remedy {
-            command: format!(
+            change: Change::Command(format!(
                 "systemctl set-property {} {}={target}M",
                 quoted(&unit.name),
                 unit.property
-            ),
+            )),
             effect: "half as much memory again, if the host has it".to_owned(),
             immediate: true,
         }),
         _ => remedies.push(Remedy {
-            command: format!(
+            change: Change::Command(format!(
                 "echo {target}M > {}",
                 quoted(&format!("{}/memory.max", level.group.directory))
-            ),
+            )),
             effect: "half as much memory again, until the cgroup is made anew".to_owned(),
             immediate: true,
         }),
     }
     if limit == Limit::MemcgNoVictim && ancestor == 0 {
         remedies.push(Remedy {
-            command: "start the server with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj PG_OOM_ADJUST_VALUE=0"
-                .to_owned(),
+            change: Change::Action("start the server with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj PG_OOM_ADJUST_VALUE=0"
+                .to_owned()),
             effect: "backends can be killed then, and the postmaster's forks are not refused".to_owned(),
             immediate: false,
         });
     }
     if limit == Limit::MemcgOomKillDisabled {
         remedies.push(Remedy {
-            command: format!(
+            change: Change::Command(format!(
                 "echo 0 > {}",
                 quoted(&format!("{}/memory.oom_control", level.group.directory))
-            ),
+            )),
             effect: "the OOM killer ends one process instead of all waiting".to_owned(),
             immediate: true,
         });
@@ -124,9 +125,9 @@ pub(super) fn memory(
     let v1 = facts.kernel < (6, 12) && level.kmem.is_some();
     if v1 {
         for remedy in &mut remedies {
-            remedy.command = remedy
-                .command
-                .replace("/memory.max", "/memory.limit_in_bytes");
+            if let Change::Command(command) = &mut remedy.change {
+                *command = command.replace("/memory.max", "/memory.limit_in_bytes");
+            }
         }
     }
     remedies
@@ -134,7 +135,9 @@ pub(super) fn memory(
 
 pub(super) fn host_memory() -> Vec<Remedy> {
     vec![Remedy {
-        command: "end idle connections, lower work_mem, or add RAM or swap".to_owned(),
+        change: Change::Action(
+            "end idle connections, lower work_mem, or add RAM or swap".to_owned(),
+        ),
         effect: "memory in use is what ends here, not a limit that can be raised".to_owned(),
         immediate: true,
     }]

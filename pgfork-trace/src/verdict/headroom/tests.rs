@@ -71,7 +71,7 @@ fn the_fuller_level_comes_first_and_no_limit_last() {
     );
     assert_eq!(first(&rows).unwrap().limit, Limit::ThreadsMax);
     assert_eq!(
-        rows[1].remedy[0].command,
+        rows[1].remedy[0].change.to_string(),
         "echo 87 > /sys/fs/cgroup/a/pids.max"
     );
 }
@@ -138,7 +138,7 @@ fn strict_overcommit_keeps_both_reserves() {
     assert!(row.uncertain_backends <= 2, "{row:?}");
     assert!(
         row.remedy[0]
-            .command
+            .change
             .starts_with("sysctl vm.overcommit_ratio=")
     );
 }

@@ -2,7 +2,7 @@
 //! evidence.
 
 use super::{
-    super::{Cause, Remedy, remedy},
+    super::{Cause, Change, HardLimits, Remedy, remedy},
     MemoryEvidence, RequestFacts,
     decide::Decision,
 };
@@ -61,6 +61,7 @@ pub(super) fn remedies(
 /// A resource limit under its three names.
 struct Named {
     prlimit: &'static str,
+    hard: fn(&HardLimits) -> Option<u64>,
     unit: &'static str,
     shell: &'static str,
     /// `ulimit` counts in KiB.
@@ -69,24 +70,28 @@ struct Named {
 
 const AS: Named = Named {
     prlimit: "as",
+    hard: |limits| limits.address_space,
     unit: "LimitAS",
     shell: "ulimit -v",
     what: "address space",
 };
 const DATA: Named = Named {
     prlimit: "data",
+    hard: |limits| limits.data,
     unit: "LimitDATA",
     shell: "ulimit -d",
     what: "private writable memory",
 };
 const MEMLOCK: Named = Named {
     prlimit: "memlock",
+    hard: |limits| limits.memlock,
     unit: "LimitMEMLOCK",
     shell: "ulimit -l",
     what: "locked memory",
 };
 const STACK: Named = Named {
     prlimit: "stack",
+    hard: |limits| limits.stack,
     unit: "LimitSTACK",
     shell: "ulimit -s",
     what: "stack",
@@ -117,10 +122,12 @@ fn raise(named: &Named, used: u64, wanted: u64, facts: &RequestFacts) -> Vec<Rem
     };
     let room = units::bytes(target.saturating_sub(used));
     let mut remedies = vec![Remedy {
-        command: format!(
-            "prlimit --pid {} --{}={target}:{target}",
-            facts.host.pid, named.prlimit
-        ),
+        change: Change::Command(remedy::prlimit(
+            facts.host.pid,
+            named.prlimit,
+            target,
+            (named.hard)(&facts.host.hard_limits),
+        )),
         effect: format!(
             "{room} of {} for each process started from then on, until the postmaster is restarted; running ones keep their limit",
             named.what
@@ -129,16 +136,19 @@ fn raise(named: &Named, used: u64, wanted: u64, facts: &RequestFacts) -> Vec<Rem
     }];
     remedies.push(match &facts.host.unit {
         Some(unit) => Remedy {
-            command: format!(
-                "systemctl edit {}: [Service] {}={target}",
-                remedy::quoted(unit),
-                named.unit
-            ),
+            change: Change::Command(remedy::drop_in(
+                unit,
+                &[&format!("{}={target}", named.unit)],
+            )),
             effect: "the same, from the next restart on".to_owned(),
             immediate: false,
         },
         None => Remedy {
-            command: format!("{} {} where it is started", named.shell, target / 1024),
+            change: Change::Action(format!(
+                "{} {} where it is started",
+                named.shell,
+                target / 1024
+            )),
             effect: "the same, from the next start on".to_owned(),
             immediate: false,
         },
@@ -155,7 +165,7 @@ fn stack_limit(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
     let depth = limit.saturating_sub(MIB).max(MIB / 10) / 1024;
     let mut remedies = Vec::new();
     remedies.extend(facts.server.then(|| Remedy {
-        command: format!("max_stack_depth = {depth}kB in postgresql.conf, or less"),
+        change: Change::Action(format!("max_stack_depth = {depth}kB in postgresql.conf, or less")),
         effect: "PostgreSQL then ends a query that nests too deep with an error, before the kernel kills the backend".to_owned(),
         immediate: false,
     }));
@@ -174,7 +184,7 @@ fn max_map_count(evidence: &MemoryEvidence) -> Vec<Remedy> {
         // An int in the kernel (mm/util.c or mm/mmap.c `sysctl_max_map_count`).
         .min(i32::MAX as u64);
     vec![Remedy {
-        command: format!("sysctl vm.max_map_count={target}"),
+        change: Change::Command(format!("sysctl vm.max_map_count={target}")),
         effect: format!(
             "room for {} more mappings in each process of the host",
             units::count(target.saturating_sub(evidence.mappings.unwrap_or(max)))
@@ -185,7 +195,7 @@ fn max_map_count(evidence: &MemoryEvidence) -> Vec<Remedy> {
 
 fn ask_for_less() -> Remedy {
     Remedy {
-        command: "lower work_mem, hash_mem_multiplier or maintenance_work_mem where this is asked for".to_owned(),
+        change: Change::Action("lower work_mem, hash_mem_multiplier or maintenance_work_mem where this is asked for".to_owned()),
         effect: "each sort, hash and index build of each backend may take as much as these allow; the title and the log name the query".to_owned(),
         immediate: true,
     }
@@ -203,7 +213,7 @@ fn commit_limit(evidence: &MemoryEvidence, facts: &RequestFacts, less: Remedy) -
 
 fn shared(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
     let less = Remedy {
-        command: "lower shared_buffers, or what asks for dynamic shared memory (max_parallel_workers_per_gather, hash_mem_multiplier)".to_owned(),
+        change: Change::Action("lower shared_buffers, or what asks for dynamic shared memory (max_parallel_workers_per_gather, hash_mem_multiplier)".to_owned()),
         effect: "a shared mapping is charged as a whole when it is made, used or not".to_owned(),
         immediate: false,
     };
@@ -224,7 +234,7 @@ fn heuristic(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
         return Vec::new();
     };
     let mut remedies = vec![Remedy {
-        command: format!("ask for less than {} at once", units::bytes(asked)),
+        change: Change::Action(format!("ask for less than {} at once", units::bytes(asked))),
         effect: if facts.server {
             "one request larger than all RAM and swap is refused: look at work_mem, maintenance_work_mem, shared_buffers and the query".to_owned()
         } else {
@@ -238,7 +248,7 @@ fn heuristic(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
             .div_ceil(MIB)
             .max(1);
         remedies.push(Remedy {
-            command: format!("add {missing} MiB of swap"),
+            change: Change::Action(format!("add {missing} MiB of swap")),
             effect: "the request then passes this check; using the memory is another matter"
                 .to_owned(),
             immediate: true,
@@ -258,7 +268,7 @@ fn huge_pages(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
         let missing = wanted.saturating_sub(pool.available());
         let target = pool.total_pages.saturating_add(missing);
         remedies.push(Remedy {
-            command: format!("sysctl vm.nr_hugepages={target}"),
+            change: Change::Command(format!("sysctl vm.nr_hugepages={target}")),
             effect: format!(
                 "{} more huge pages of {}; the kernel gives fewer where memory is fragmented: look at HugePages_Total afterwards",
                 units::count(missing),
@@ -268,7 +278,7 @@ fn huge_pages(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
         });
     }
     remedies.extend(facts.server.then(|| Remedy {
-        command: "huge_pages = try in postgresql.conf".to_owned(),
+        change: Change::Action("huge_pages = try in postgresql.conf".to_owned()),
         effect: "PostgreSQL then takes ordinary pages where huge ones are short".to_owned(),
         immediate: false,
     }));

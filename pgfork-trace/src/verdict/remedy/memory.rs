@@ -1,7 +1,9 @@
 //! Memory cgroups and mappings that are too large.
 
 use super::{
-    super::{CgroupFact, Evidence, Facts, MemcgFact, MemcgLevel, OvercommitEvidence, Remedy},
+    super::{
+        CgroupFact, Change, Evidence, Facts, MemcgFact, MemcgLevel, OvercommitEvidence, Remedy,
+    },
     MIB, quoted,
 };
 
@@ -13,8 +15,8 @@ pub(super) fn no_victim(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let mut remedies = raise(evidence, facts);
     if !remedies.is_empty() {
         remedies.push(Remedy {
-            command: "start the server with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj PG_OOM_ADJUST_VALUE=0"
-                .to_owned(),
+            change: Change::Action("start the server with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj PG_OOM_ADJUST_VALUE=0"
+                .to_owned()),
             effect: "only the postmaster is protected then; at the limit a backend is killed, and the server recovers"
                 .to_owned(),
             immediate: false,
@@ -29,7 +31,10 @@ pub(super) fn oom_kill_disabled(evidence: &Evidence, facts: &Facts) -> Vec<Remed
     let fact = refusing.and_then(|(_, level)| fact_of(level, facts));
     if let Some(fact) = fact {
         remedies.push(Remedy {
-            command: format!("echo 0 > {}", file(&fact.group, "memory.oom_control")),
+            change: Change::Command(format!(
+                "echo 0 > {}",
+                file(&fact.group, "memory.oom_control")
+            )),
             effect: "instead: at the limit the OOM killer ends one process, and the others go on"
                 .to_owned(),
             immediate: true,
@@ -45,10 +50,10 @@ pub(super) fn kernel_memory(facts: &Facts) -> Vec<Remedy> {
         .iter()
         .filter(|fact| fact.kmem_limit.is_some())
         .map(|fact| Remedy {
-            command: format!(
+            change: Change::Command(format!(
                 "echo -1 > {}",
                 file(&fact.group, "memory.kmem.limit_in_bytes")
-            ),
+            )),
             effect: match &fact.group.container {
                 Some(id) => format!(
                     "no separate limit of kernel memory, until container {} is recreated: start it without --kernel-memory",
@@ -134,17 +139,17 @@ fn set(fact: &MemcgFact, name: &str, bytes: u64, effect: &str) -> Remedy {
         // systemd has no property for memory and swap together.
         Some(unit) if group.container.is_none() && name != "memory.memsw.limit_in_bytes" => {
             Remedy {
-                command: format!(
+                change: Change::Command(format!(
                     "systemctl set-property {} {}={mib}M",
                     quoted(&unit.name),
                     unit.property
-                ),
+                )),
                 effect: format!("{effect}; lasts across restarts (--runtime: until the next boot)"),
                 immediate: true,
             }
         }
         _ => Remedy {
-            command: format!("echo {mib}M > {}", file(group, name)),
+            change: Change::Command(format!("echo {mib}M > {}", file(group, name))),
             effect: match &group.container {
                 Some(id) => format!(
                     "{effect}; until container {} is recreated: raise its memory limit there too",
@@ -171,14 +176,14 @@ pub(super) fn heuristic(overcommit: &OvercommitEvidence) -> Vec<Remedy> {
     };
     let missing = asked.saturating_sub(ram.saturating_add(swap)).div_ceil(MIB);
     let mut remedies = vec![Remedy {
-        command: "sysctl vm.overcommit_memory=1".to_owned(),
+        change: Change::Command("sysctl vm.overcommit_memory=1".to_owned()),
         effect: "the kernel refuses no request then; the OOM killer acts when memory really ends"
             .to_owned(),
         immediate: true,
     }];
     if missing > 0 {
         remedies.push(Remedy {
-            command: format!("add {} MiB of swap", missing + 1),
+            change: Change::Action(format!("add {} MiB of swap", missing + 1)),
             effect: "then RAM and swap are as large as the largest mapping".to_owned(),
             immediate: true,
         });

@@ -1,22 +1,22 @@
 //! Vetoes, and the state of the process itself.
 
 use super::{
-    super::{Cause, Evidence, Facts, Remedy},
-    quoted,
+    super::{Cause, Change, Evidence, Facts, Remedy},
+    drop_in, quoted,
 };
 
-fn now(command: String, effect: &str) -> Remedy {
+fn now(change: Change, effect: &str) -> Remedy {
     Remedy {
-        command,
+        change,
         effect: effect.to_owned(),
         immediate: true,
     }
 }
 
-fn later(command: String, effect: &str) -> Remedy {
+fn later(change: Change, effect: &str) -> Remedy {
     Remedy {
         immediate: false,
-        ..now(command, effect)
+        ..now(change, effect)
     }
 }
 
@@ -24,26 +24,33 @@ pub(super) fn remedies(cause: Cause, evidence: &Evidence, facts: &Facts) -> Vec<
     let pid = facts.pid;
     match cause {
         Cause::SchedDeadlineFork => vec![now(
-            format!("chrt --all-tasks --other --pid 0 {pid}"),
+            Change::Command(format!("chrt --all-tasks --other --pid 0 {pid}")),
             "a normal policy, which may fork; or give it SCHED_DEADLINE with --reset-on-fork",
         )],
         Cause::NrOpenLowered => open_files(evidence),
         Cause::PidNamespaceDying | Cause::PidNamespaceDyingLate => vec![namespace(facts)],
         Cause::SeccompDenied => vec![filter(facts)],
         Cause::PtraceOrUserDispatch => vec![now(
-            format!("grep TracerPid /proc/{pid}/status, and detach that process"),
+            Change::Action(format!(
+                "grep TracerPid /proc/{pid}/status, and detach that process"
+            )),
             "nobody answers the process's system calls but the kernel",
         )],
         Cause::LsmDenied => vec![now(
-            "ausearch -m avc,user_avc -ts recent, then allow it in the module's policy".to_owned(),
+            Change::Action(
+                "ausearch -m avc,user_avc -ts recent, then allow it in the module's policy"
+                    .to_owned(),
+            ),
             "the audit log names the rule that refused",
         )],
         Cause::SchedExtRejected => vec![now(
-            "echo S > /proc/sysrq-trigger".to_owned(),
+            Change::Command("echo S > /proc/sysrq-trigger".to_owned()),
             "ends the BPF scheduler; the kernel's own takes over at once",
         )],
         Cause::PerfInheritFailed => vec![now(
-            format!("stop perf on process {pid}, or measure with --no-inherit"),
+            Change::Action(format!(
+                "stop perf on process {pid}, or measure with --no-inherit"
+            )),
             "children are not measured, and can be made",
         )],
         _ => Vec::new(),
@@ -59,7 +66,7 @@ fn open_files(evidence: &Evidence) -> Vec<Remedy> {
     };
     let target = files.table_size.max(DEFAULT);
     vec![now(
-        format!("sysctl fs.nr_open={target}"),
+        Change::Command(format!("sysctl fs.nr_open={target}")),
         "the table of open files can be copied again; see who lowered it in /etc/sysctl.d",
     )]
 }
@@ -73,13 +80,18 @@ fn namespace(facts: &Facts) -> Remedy {
     let effect = "this pid namespace takes no new process ever again";
     match (container, &facts.unit) {
         (Some(id), _) => later(
-            format!("restart container {}", id.get(..12).unwrap_or(id)),
+            Change::Action(format!("restart container {}", id.get(..12).unwrap_or(id))),
             effect,
         ),
-        (None, Some(unit)) => later(format!("systemctl restart {}", quoted(unit)), effect),
+        (None, Some(unit)) => later(
+            Change::Command(format!("systemctl restart {}", quoted(unit))),
+            effect,
+        ),
         (None, None) => later(
-            "restart the server outside of that pid namespace (with unshare --pid: --fork)"
-                .to_owned(),
+            Change::Action(
+                "restart the server outside of that pid namespace (with unshare --pid: --fork)"
+                    .to_owned(),
+            ),
             effect,
         ),
     }
@@ -94,22 +106,25 @@ fn filter(facts: &Facts) -> Remedy {
         .find_map(|fact| fact.container.as_ref());
     match (container, &facts.unit) {
         (Some(id), _) => later(
-            format!(
+            Change::Action(format!(
                 "allow clone, clone3, fork and vfork in the seccomp profile of container {}, and recreate it",
                 id.get(..12).unwrap_or(id)
-            ),
+            )),
             "a filter that is in place cannot be taken off a running process",
         ),
         (None, Some(unit)) => later(
-            format!(
-                "systemctl edit {}: [Service] SystemCallFilter=@process, then restart it",
+            Change::Command(format!(
+                "{} && systemctl restart {}",
+                drop_in(unit, &["SystemCallFilter=@process"]),
                 quoted(unit)
-            ),
+            )),
             "new processes are allowed; a filter cannot be taken off a running process",
         ),
         (None, None) => later(
-            "allow clone, clone3, fork and vfork in the filter that the server is started with"
-                .to_owned(),
+            Change::Action(
+                "allow clone, clone3, fork and vfork in the filter that the server is started with"
+                    .to_owned(),
+            ),
             "a filter that is in place cannot be taken off a running process",
         ),
     }

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        Evidence, Facts, PidNamespaceLevel, Remedy,
+        Change, Evidence, Facts, PidNamespaceLevel, Remedy,
         candidates::{RESERVED_PIDS, numbers_left},
     },
     raised,
@@ -23,7 +23,7 @@ pub(super) fn threads(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
         return Vec::new();
     }
     let mut remedies = vec![Remedy {
-        command: format!("sysctl kernel.threads-max={target}"),
+        change: Change::Command(format!("sysctl kernel.threads-max={target}")),
         effect: format!(
             "room for {} more tasks on the host, until the next boot",
             target - threads.tasks
@@ -33,7 +33,7 @@ pub(super) fn threads(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let numbers = target.saturating_add(RESERVED_PIDS).min(PID_MAX_LIMIT);
     if facts.pid_max.is_some_and(|pid_max| pid_max < numbers) {
         remedies.push(Remedy {
-            command: format!("sysctl kernel.pid_max={numbers}"),
+            change: Change::Command(format!("sysctl kernel.pid_max={numbers}")),
             effect: "needed as well: each task takes a number below it".to_owned(),
             immediate: true,
         });
@@ -77,11 +77,11 @@ pub(super) fn numbers(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
             format!("needed as well: {} numbers are taken there", level.taken)
         };
         remedies.push(Remedy {
-            command: if shared {
+            change: Change::Command(if shared {
                 format!("sysctl kernel.pid_max={target}")
             } else {
                 set(level, ancestor, target, facts.pid)
-            },
+            }),
             effect: format!("{effect}, until the next boot"),
             immediate: true,
         });

@@ -222,7 +222,7 @@ fn kernel_memory_of_cgroup_v1() {
     assert_eq!(verdict.cause, Cause::MemcgKmemLimitV1);
     assert_eq!(verdict.certainty, Certainty::Deduced);
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         "echo -1 > /sys/fs/cgroup/system.slice/pg.service/memory.kmem.limit_in_bytes"
     );
     // Since 5.16 the limit has no effect.

@@ -190,16 +190,12 @@ fn the_remedy_raises_the_limit_of_the_process_and_of_its_unit() {
             ancestor: 0
         })
     );
-    let commands: Vec<&str> = verdict
-        .remedy
-        .iter()
-        .map(|it| it.command.as_str())
-        .collect();
+    let commands: Vec<&str> = verdict.remedy.iter().map(|it| &*it.change).collect();
     assert_eq!(
         commands,
         [
             "prlimit --pid 1843 --nproc=600:600",
-            "systemctl edit postgresql.service: [Service] LimitNPROC=600"
+            "mkdir -p /etc/systemd/system/postgresql.service.d && printf '[Service]\\nLimitNPROC=600\\n' > /etc/systemd/system/postgresql.service.d/LimitNPROC.conf && systemctl daemon-reload"
         ]
     );
     assert_eq!(
@@ -209,7 +205,24 @@ fn the_remedy_raises_the_limit_of_the_process_and_of_its_unit() {
     assert!(verdict.remedy[0].immediate && !verdict.remedy[1].immediate);
     facts.unit = None;
     let verdict = judge(&overlimit(FULL).done(), &facts, &all_hooks());
-    assert!(verdict.remedy[1].command.contains("limits.conf"));
+    assert!(
+        matches!(&verdict.remedy[1].change, Change::Action(what) if what.contains("limits.conf"))
+    );
+}
+
+#[test]
+fn the_hard_limit_is_raised_but_never_lowered() {
+    let with = |hard| {
+        let mut facts = facts();
+        facts.hard_limits.nproc = hard;
+        let verdict = judge(&overlimit(FULL).done(), &facts, &all_hooks());
+        verdict.remedy[0].change.to_string()
+    };
+    // Only the soft one is in the way.
+    assert_eq!(with(Some(u64::MAX)), "prlimit --pid 1843 --nproc=600:");
+    assert_eq!(with(Some(600)), "prlimit --pid 1843 --nproc=600:");
+    assert_eq!(with(Some(599)), "prlimit --pid 1843 --nproc=600:600");
+    assert_eq!(with(None), "prlimit --pid 1843 --nproc=600:600");
 }
 
 #[test]
@@ -221,7 +234,7 @@ fn more_tasks_than_the_limit_are_counted_in() {
         &all_hooks(),
     );
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         "prlimit --pid 1843 --nproc=1500:1500"
     );
     assert!(verdict.remedy[0].effect.contains("room for 500 more"));
@@ -244,7 +257,7 @@ fn the_limit_of_an_upper_user_namespace() {
     assert_eq!(verdict.remedy.len(), 1);
     assert!(!verdict.remedy[0].immediate);
     assert!(verdict.remedy[0].effect.contains("4000"));
-    assert!(!verdict.remedy[0].command.contains("prlimit"));
+    assert!(!verdict.remedy[0].change.contains("prlimit"));
 }
 
 #[test]

@@ -225,17 +225,17 @@ fn each_remedy_lets_the_fork_and_nine_more_pass() {
         );
         assert_eq!(verdict.remedy.len(), 2, "{name}");
         for remedy in &verdict.remedy {
-            let mut after = remedied(&kernel, &remedy.command);
+            let mut after = remedied(&kernel, &remedy.change);
             assert!(
                 after.commit_limit() > kernel.commit_limit(),
                 "{name}: {}",
-                remedy.command
+                remedy.change
             );
             for fork in 1..=10 {
                 assert!(
                     !after.refuses(FORK),
                     "{name}: {}: fork {fork}",
-                    remedy.command
+                    remedy.change
                 );
                 after.committed += FORK;
             }
@@ -256,9 +256,9 @@ fn a_remedy_never_lowers_the_limit() {
     assert_eq!(it.committed_bytes, None, "absent is not zero");
     for remedy in &verdict.remedy {
         assert!(
-            !remedied(&kernel, &remedy.command).refuses(FORK),
+            !remedied(&kernel, &remedy.change).refuses(FORK),
             "{}",
-            remedy.command
+            remedy.change
         );
     }
 }
@@ -281,7 +281,7 @@ fn room_is_counted_in_backends() {
     facts.backends.commit_bytes = Some(20 * MIB);
     let verdict = judge(&kernel.attempt(VMA).done(), &facts, &all_hooks());
     let it = verdict.evidence.overcommit.as_ref().unwrap();
-    let after = remedied(&kernel, &verdict.remedy[0].command);
+    let after = remedied(&kernel, &verdict.remedy[0].change);
     let free = after.allowed() as u64 * PAGE - kernel.committed * PAGE;
     let room = (free - it.counter_skew_bytes.unwrap()) / (20 * MIB);
     assert!(
@@ -295,7 +295,7 @@ fn room_is_counted_in_backends() {
     // Little memory is available: fewer are aimed for, but never none.
     facts.memory.as_mut().unwrap().mem_available = MIB;
     let verdict = judge(&kernel.attempt(VMA).done(), &facts, &all_hooks());
-    let fewer = remedied(&kernel, &verdict.remedy[0].command);
+    let fewer = remedied(&kernel, &verdict.remedy[0].change);
     assert!(fewer.commit_limit() < after.commit_limit());
     assert!(!fewer.refuses(9 * 5120 + FORK));
 }

@@ -44,19 +44,19 @@ fn remedied(levels: &[(i64, i64)], facts: &Facts, remedy: &[Remedy]) -> Vec<(i64
             .enumerate()
             .find_map(|(number, fact)| {
                 let echo = remedy
-                    .command
+                    .change
                     .strip_suffix(&format!(" > {}/pids.max", fact.directory))
                     .and_then(|rest| rest.strip_prefix("echo "));
                 let unit = fact.unit.as_ref().and_then(|unit| {
-                    remedy.command.strip_prefix(&format!(
+                    remedy.change.strip_prefix(&format!(
                         "systemctl set-property {} {}=",
                         unit.name, unit.property
                     ))
                 });
                 Some((number, echo.or(unit)?.parse().ok()?))
             })
-            .unwrap_or_else(|| panic!("{}", remedy.command));
-        assert!(limit > after[number].1, "{} lowers a limit", remedy.command);
+            .unwrap_or_else(|| panic!("{}", remedy.change));
+        assert!(limit > after[number].1, "{} lowers a limit", remedy.change);
         after[number].1 = limit;
     }
     after
@@ -203,7 +203,7 @@ fn a_cgroup_without_a_name_is_still_found() {
     };
     assert_eq!((path, cgroup_id), (None, 101));
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         r#"echo 90 > "$(find /sys/fs/cgroup -inum 101 -exec test -e {}/pids.max \; -print)/pids.max""#
     );
 }
@@ -221,7 +221,7 @@ fn containers_are_named_and_their_limit_is_set_at_the_cgroup() {
     assert_eq!(container.as_deref(), Some(id));
     let remedy = &verdict.remedy[0];
     assert_eq!(
-        remedy.command,
+        remedy.change.to_string(),
         "echo 90 > /sys/fs/cgroup/system.slice/docker-7f3c.scope/pids.max"
     );
     assert!(
@@ -240,7 +240,7 @@ fn hostile_names_stay_one_word_of_the_shell() {
     let mut facts = on_path(&["/a; rm -rf ~/$(id)'s \"dir\"", "/a"]);
     let command = |facts: &Facts| {
         judge(&refused(&[(40, 40)]), facts, &all_hooks()).remedy[0]
-            .command
+            .change
             .clone()
     };
     let file = "/sys/fs/cgroup/a; rm -rf ~/$(id)'s \"dir\"/pids.max";
@@ -296,13 +296,13 @@ fn limits_that_the_kernel_would_not_take_become_none() {
     let mut facts = on_path(&["/a"]);
     let verdict = judge(&refused(&[(almost, almost)]), &facts, &all_hooks());
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         "echo max > /sys/fs/cgroup/a/pids.max"
     );
     facts.cgroups[0].unit = unit("a.slice");
     let verdict = judge(&refused(&[(almost, almost)]), &facts, &all_hooks());
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         "systemctl set-property a.slice TasksMax=infinity"
     );
 }

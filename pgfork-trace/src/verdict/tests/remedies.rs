@@ -17,8 +17,8 @@ fn threads_max_and_the_numbers_for_them() {
     facts.pid_max = Some(1000);
     let verdict = judge(&between.done(), &facts, &base_hooks());
     assert_eq!(verdict.cause, Cause::ThreadsMax);
-    let limit = value(&verdict.remedy[0].command, "kernel.threads-max").unwrap();
-    let numbers = value(&verdict.remedy[1].command, "kernel.pid_max").unwrap();
+    let limit = value(&verdict.remedy[0].change.to_string(), "kernel.threads-max").unwrap();
+    let numbers = value(&verdict.remedy[1].change.to_string(), "kernel.pid_max").unwrap();
     assert!(limit >= 950 && numbers > limit, "{:?}", verdict.remedy);
     facts.pid_max = Some(4 << 20);
     let verdict = judge(&between.done(), &facts, &base_hooks());
@@ -45,7 +45,7 @@ fn numbers_at_every_level_that_would_refuse_next() {
             let host = number + 1 == levels.len();
             let inum = 4_026_530_000 + number;
             let own = remedies.iter().find(|remedy| {
-                let command = &remedy.command;
+                let command = &remedy.change;
                 match (host, number) {
                     (true, _) => command.starts_with("sysctl "),
                     (false, 0) => {
@@ -55,7 +55,7 @@ fn numbers_at_every_level_that_would_refuse_next() {
                 }
             });
             let limit = own
-                .and_then(|remedy| value(&remedy.command, "kernel.pid_max"))
+                .and_then(|remedy| value(&remedy.change.to_string(), "kernel.pid_max"))
                 .unwrap_or(*pid_max as u64);
             assert!(limit >= u64::from(*taken) + 300 + 50, "{remedies:?}");
         }
@@ -80,7 +80,7 @@ fn one_setting_for_all_namespaces_takes_one_command() {
     };
     let remedies = judge(&attempt, &facts, &base_hooks()).remedy;
     assert_eq!(remedies.len(), 1);
-    assert_eq!(remedies[0].command, "sysctl kernel.pid_max=580");
+    assert_eq!(remedies[0].change.to_string(), "sysctl kernel.pid_max=580");
 }
 
 fn level(id: u64, path: &str, usage: u64, limit: Option<u64>) -> MemcgFact {
@@ -105,11 +105,7 @@ fn a_memory_cgroup_gets_room_on_its_whole_path() {
         level(103, "/", 900 * MIB, None),
     ];
     let verdict = judge(&attempt, &facts, &base_hooks());
-    let commands: Vec<&str> = verdict
-        .remedy
-        .iter()
-        .map(|it| it.command.as_str())
-        .collect();
+    let commands: Vec<&str> = verdict.remedy.iter().map(|it| &*it.change).collect();
     assert_eq!(
         commands[..2],
         [
@@ -125,11 +121,11 @@ fn a_memory_cgroup_gets_room_on_its_whole_path() {
     }
     let verdict = judge(&attempt, &facts, &base_hooks());
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         "echo 260M > /sys/fs/cgroup/a/b/memory.memsw.limit_in_bytes"
     );
     assert_eq!(
-        verdict.remedy[1].command,
+        verdict.remedy[1].change.to_string(),
         "echo 260M > /sys/fs/cgroup/a/b/memory.limit_in_bytes"
     );
     facts.memory.as_mut().unwrap().mem_available = MIB;
@@ -147,7 +143,7 @@ fn a_namespace_or_filter_takes_a_restart() {
     let command = |facts: &Facts| {
         let remedy = judge(&dying, facts, &base_hooks()).remedy.remove(0);
         assert!(!remedy.immediate);
-        remedy.command
+        remedy.change.to_string()
     };
     assert!(command(&facts).contains("--fork"));
     facts.unit = Some("pg@1.service".to_owned());
@@ -161,7 +157,10 @@ fn a_namespace_or_filter_takes_a_restart() {
 fn every_cause_that_can_be_changed_from_outside_says_how() {
     let remedy = |attempt: Build| judge(&attempt.done(), &facts(), &base_hooks()).remedy;
     let chrt = remedy(hooked(EAGAIN).failed(Check::SchedFork, EAGAIN));
-    assert_eq!(chrt[0].command, "chrt --all-tasks --other --pid 0 1843");
+    assert_eq!(
+        chrt[0].change.to_string(),
+        "chrt --all-tasks --other --pid 0 1843"
+    );
     for (check, ret) in [
         (Check::SecurityTaskAlloc, -libc::EPERM),
         (Check::SchedCgroupFork, -libc::EPERM),

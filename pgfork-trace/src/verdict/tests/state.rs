@@ -350,7 +350,7 @@ fn the_arithmetic_of_a_deduced_commit_limit_is_told() {
     assert_eq!(verdict.scope, Some(Scope::Host));
     assert!(
         verdict.remedy[0]
-            .command
+            .change
             .starts_with("sysctl vm.overcommit_ratio=")
     );
 }

@@ -92,7 +92,10 @@ fn open_files_above_nr_open() {
     let lowered = with(|facts| facts.nr_open = Some(64));
     let verdict = judged(table(256), &lowered);
     assert_eq!(verdict.cause, Cause::NrOpenLowered);
-    assert_eq!(verdict.remedy[0].command, "sysctl fs.nr_open=1048576");
+    assert_eq!(
+        verdict.remedy[0].change.to_string(),
+        "sysctl fs.nr_open=1048576"
+    );
     assert_eq!(judged(table(64), &lowered).cause, Cause::Unknown);
     assert_eq!(judged(table(256), &with(|_| ())).cause, Cause::Unknown);
 }

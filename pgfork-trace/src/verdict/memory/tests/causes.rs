@@ -25,12 +25,16 @@ fn address_space() {
     // 512 MiB and twice the request, which is more than half as much again as the limit.
     let target = 1024 * MIB;
     assert_eq!(
-        verdict.remedy[0].command,
+        verdict.remedy[0].change.to_string(),
         format!("prlimit --pid 1843 --as={target}:{target}")
     );
     assert_eq!(
-        verdict.remedy[1].command,
-        format!("systemctl edit postgresql@15-main.service: [Service] LimitAS={target}")
+        verdict.remedy[1].change.to_string(),
+        format!(
+            "mkdir -p /etc/systemd/system/postgresql@15-main.service.d && \
+             printf '[Service]\\nLimitAS={target}\\n' > /etc/systemd/system/postgresql@15-main.service.d/LimitAS.conf && \
+             systemctl daemon-reload"
+        )
     );
 }
 
@@ -53,7 +57,7 @@ fn private_writable_memory() {
     assert_eq!(found(&verdict), (Cause::RlimitData, Certainty::Observed));
     assert_eq!(verdict.asked.len(), 2);
     assert!(verdict.also_possible.is_empty());
-    assert!(verdict.remedy[0].command.contains("--data="));
+    assert!(verdict.remedy[0].change.contains("--data="));
 }
 
 /// `may_expand_vm` is inlined into mmap and brk there.
@@ -198,7 +202,7 @@ fn too_many_mappings() {
         } else {
             assert_eq!(verdict.certainty, Certainty::Deduced);
             assert_eq!(
-                verdict.remedy[0].command,
+                verdict.remedy[0].change.to_string(),
                 format!(
                     "sysctl vm.max_map_count={}",
                     65_531.min(record.map_count.max(65_530)) * 2
@@ -222,7 +226,7 @@ fn strict_and_heuristic_overcommit() {
     assert_eq!(numbers.usable_bytes, Some(4 * GIB - 8 * MIB - 16 * MIB));
     assert!(
         strict.remedy[0]
-            .command
+            .change
             .starts_with("sysctl vm.overcommit_ratio=")
     );
     assert!(
@@ -231,7 +235,7 @@ fn strict_and_heuristic_overcommit() {
             .iter()
             .all(|it| !it.effect.contains("backends like"))
     );
-    assert!(strict.remedy.last().unwrap().command.contains("work_mem"));
+    assert!(strict.remedy.last().unwrap().change.contains("work_mem"));
 
     let heuristic = verdict(&[call(&[overcommit(9 * GIB, 0)], Some(mmap(9 * GIB)))]);
     assert_eq!(
@@ -242,7 +246,7 @@ fn strict_and_heuristic_overcommit() {
         heuristic
             .remedy
             .iter()
-            .any(|it| it.command == "add 1024 MiB of swap")
+            .any(|it| &*it.change == "add 1024 MiB of swap")
     );
     // The mode was changed between.
     let mut odd = overcommit(GIB, 1);
@@ -292,7 +296,7 @@ fn shared_memory() {
     );
     assert!(
         verdict.remedy[0]
-            .command
+            .change
             .starts_with("sysctl vm.overcommit_ratio=")
     );
     assert!(
@@ -300,7 +304,7 @@ fn shared_memory() {
             .remedy
             .last()
             .unwrap()
-            .command
+            .change
             .contains("shared_buffers")
     );
 }
@@ -316,7 +320,7 @@ fn locked_memory() {
         Some(eagain(mmap(16 * MIB))),
     )]);
     assert_eq!(found(&seen), (Cause::RlimitMemlock, Certainty::Observed));
-    assert!(seen.remedy[0].command.contains("--memlock="));
+    assert!(seen.remedy[0].change.contains("--memlock="));
     // Inline on 5.10.
     let inline = verdict(&[call(&[], Some(eagain(mmap(16 * MIB))))]);
     assert_eq!(found(&inline), (Cause::RlimitMemlock, Certainty::Deduced));
@@ -345,7 +349,10 @@ fn huge_pages() {
         found(&verdict),
         (Cause::HugetlbExhausted, Certainty::Observed)
     );
-    assert_eq!(verdict.remedy[0].command, "sysctl vm.nr_hugepages=110");
+    assert_eq!(
+        verdict.remedy[0].change.to_string(),
+        "sysctl vm.nr_hugepages=110"
+    );
     assert_eq!(verdict.evidence.huge_pages, facts().huge_pages);
     assert_eq!(seen(80 * MIB, &facts()).cause, Cause::Unknown);
     let blind = RequestFacts {
@@ -401,7 +408,7 @@ fn a_stack_that_cannot_grow() {
     );
     assert_eq!(commit.behind, Some(Cause::CommitLimit));
     assert_eq!(commit.scope, Some(Scope::Host));
-    assert!(commit.remedy[0].command.contains("overcommit_ratio"));
+    assert!(commit.remedy[0].change.contains("overcommit_ratio"));
     assert_eq!(commit.asked[0].way, Way::StackGrowth);
 
     let full = MemoryRefusal {
@@ -412,10 +419,10 @@ fn a_stack_that_cannot_grow() {
     assert_eq!((full.cause, full.behind), (Cause::StackGrowthRefused, None));
     assert!(
         full.remedy[0]
-            .command
+            .change
             .starts_with("max_stack_depth = 7168kB")
     );
-    assert!(full.remedy[1].command.contains("--stack=16777216:16777216"));
+    assert!(full.remedy[1].change.contains("--stack=16777216:16777216"));
 
     let unknown = verdict(&[call(&[], Some(grow))]);
     assert_eq!(unknown.behind, None);
@@ -508,7 +515,7 @@ fn what_is_no_server_gets_no_advice_about_one() {
             verdict.remedy.iter().any(|it| {
                 settings
                     .iter()
-                    .any(|name| it.command.contains(name) || it.effect.contains(name))
+                    .any(|name| it.change.contains(name) || it.effect.contains(name))
             })
         };
         assert!(speaks(&of(&facts())), "{call:?}");
