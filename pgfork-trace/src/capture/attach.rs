@@ -22,10 +22,10 @@ fn refused(program: &str, function: &str, source: ProgramError) -> CaptureError 
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, CaptureError> {
-    ebpf.program_mut(name).ok_or_else(|| CaptureError::Method {
-        method: "any",
-        why: format!("the eBPF object has no program {name}"),
-    })
+    ebpf.program_mut(name)
+        .ok_or_else(|| CaptureError::NoProgram {
+            program: name.to_owned(),
+        })
 }
 
 macro_rules! typed {

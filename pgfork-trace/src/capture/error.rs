@@ -84,6 +84,30 @@ pub enum CaptureError {
         /// Why.
         why: String,
     },
+    /// No method works here.
+    #[error(
+        "no method of tracing works on this kernel: {why}\n`pgfork-trace check` works without tracing"
+    )]
+    NoMethod {
+        /// Each method, and why.
+        why: String,
+    },
+    /// The kernel forbids BPF programs to read its memory.
+    #[error(
+        "the kernel is locked down ({mode}), and then lets no BPF program read its memory, which every method does; \
+         it takes a boot without lockdown={mode} (it cannot be lifted at run time).\n\
+         `pgfork-trace check` works without tracing"
+    )]
+    LockedDown {
+        /// As the kernel names it.
+        mode: String,
+    },
+    /// An eBPF program is missing.
+    #[error("the eBPF object has no program {program}")]
+    NoProgram {
+        /// Program.
+        program: String,
+    },
     /// The process's `fork` cannot be found.
     #[error("the forks of process {pid} cannot be watched by the tracepoint method: {why}")]
     NoLibc {
@@ -173,30 +197,45 @@ pub(super) fn explain_load(error: EbpfError, standing: &Standing) -> CaptureErro
     match code {
         Some(code @ (libc::EPERM | libc::ENOSYS | libc::EACCES)) => CaptureError::Refused {
             source: io::Error::from_raw_os_error(code),
-            why: who_refuses(standing),
+            why: who_refuses(standing).to_owned(),
         },
-        // BPF_MAP_TYPE_RINGBUF is unknown before 5.8 (kernel/bpf/syscall.c map_create).
-        Some(libc::EINVAL) if release_before(&standing.release, 5, 8) => CaptureError::TooOld {
+        Some(libc::EINVAL) if is_old(standing) => CaptureError::TooOld {
             release: standing.release.clone(),
         },
         _ => error.into(),
     }
 }
 
-fn who_refuses(standing: &Standing) -> String {
+/// What the kernel does not have may be what none so old has: then its age is what to tell.
+pub(super) fn or_too_old(error: CaptureError, standing: &Standing) -> CaptureError {
+    match error {
+        CaptureError::Btf { .. } | CaptureError::Layout(_) if is_old(standing) => {
+            CaptureError::TooOld {
+                release: standing.release.clone(),
+            }
+        }
+        error => error,
+    }
+}
+
+/// `BPF_MAP_TYPE_RINGBUF` is unknown before 5.8 (kernel/bpf/syscall.c `map_create`).
+fn is_old(standing: &Standing) -> bool {
+    release_before(&standing.release, 5, 8)
+}
+
+/// Why programs are refused where lockdown does it: `bpf_tracing_func_proto`
+/// (kernel/trace/bpf_trace.c, 5.10 to 7.2) hides the helpers that read kernel memory from the
+/// verifier, which then only says that it knows no such function.
+pub(super) fn locked_down(standing: &Standing) -> Option<CaptureError> {
+    let mode = standing.lockdown.clone()?;
+    (mode == "confidentiality").then_some(CaptureError::LockedDown { mode })
+}
+
+fn who_refuses(standing: &Standing) -> &'static str {
     if standing.seccomp_filter {
-        "a seccomp filter is in force, as container runtimes set it. Run on the host, or let the runtime allow bpf() and perf_event_open() (Docker: --security-opt seccomp=unconfined)".to_owned()
-    } else if standing
-        .lockdown
-        .as_deref()
-        .is_some_and(|mode| mode != "none")
-    {
-        format!(
-            "the kernel is locked down ({}), which forbids reading kernel memory by BPF",
-            standing.lockdown.as_deref().unwrap_or_default()
-        )
+        "a seccomp filter is in force, as container runtimes set it. Run on the host, or let the runtime allow bpf() and perf_event_open() (Docker: --security-opt seccomp=unconfined)"
     } else {
-        "a policy of this kernel or a security module forbids it".to_owned()
+        "a policy of this kernel or a security module forbids it"
     }
 }
 
@@ -254,17 +293,23 @@ mod tests {
                 .to_string()
                 .contains("seccomp")
         );
-        let locked = Standing {
-            lockdown: Some("confidentiality".to_owned()),
-            ..standing(1 << 21)
-        };
-        assert!(
-            explain_load(create_error(libc::EPERM), &locked)
-                .to_string()
-                .contains("locked down (confidentiality)")
-        );
         let text = explain_load(create_error(libc::EPERM), &standing(1 << 21)).to_string();
         assert!(text.contains("policy"), "{text}");
+    }
+
+    #[test]
+    fn only_confidentiality_keeps_programs_from_reading() {
+        let locked = |mode: &str| {
+            locked_down(&Standing {
+                lockdown: Some(mode.to_owned()),
+                ..standing(1 << 21)
+            })
+        };
+        let text = locked("confidentiality").unwrap().to_string();
+        assert!(text.contains("locked down (confidentiality)"), "{text}");
+        assert!(text.contains("pgfork-trace check"), "{text}");
+        assert!(locked("integrity").is_none() && locked("none").is_none());
+        assert!(locked_down(&standing(1 << 21)).is_none());
     }
 
     #[test]
@@ -279,6 +324,14 @@ mod tests {
             explain_load(create_error(libc::EINVAL), &standing(1 << 21)),
             CaptureError::Object(_)
         ));
+        // What it lacks first is the description of its types.
+        let no_btf = || CaptureError::Btf {
+            source: crate::kernel::open_btf("/no/such/file".as_ref()).unwrap_err(),
+        };
+        let text = or_too_old(no_btf(), &old).to_string();
+        assert!(text.contains("kernel 4.18.0-553.el8 is too old"), "{text}");
+        let text = or_too_old(no_btf(), &standing(1 << 21)).to_string();
+        assert!(text.contains("CONFIG_DEBUG_INFO_BTF"), "{text}");
         assert!(!release_before("5.8.0", 5, 8));
         assert!(!release_before("6.1.0", 5, 8));
         assert!(release_before("5.7.19", 5, 8));

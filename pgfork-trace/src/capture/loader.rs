@@ -14,7 +14,7 @@ use pgfork_trace_common::Check;
 
 use super::{
     Capture, CaptureError, attach,
-    error::{Standing, explain_load, missing_capabilities},
+    error::{Standing, explain_load, locked_down, missing_capabilities, or_too_old},
 };
 use crate::{
     host::Root,
@@ -61,7 +61,7 @@ impl Default for Settings {
 
 pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
     let standing = ready()?;
-    let kernel = Kernel::read(&settings.btf)?;
+    let kernel = Kernel::read(&settings.btf).map_err(|error| or_too_old(error, &standing))?;
     raise_memlock();
     let mut ebpf = load(&kernel, settings).map_err(|error| explain_load(error, &standing))?;
     let mut maps = Maps::take(&mut ebpf)?;
@@ -80,7 +80,7 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
                 source,
             })?;
     }
-    let mut attached = choose_method(&mut ebpf, &kernel, settings)?;
+    let mut attached = choose_method(&mut ebpf, &kernel, settings, &standing)?;
     for name in ["sched_process_exec", "sched_process_exit"] {
         attach::tracepoint(&mut ebpf, name)?;
         attached.probes += 1;
@@ -282,6 +282,7 @@ fn choose_method(
     ebpf: &mut Ebpf,
     kernel: &Kernel,
     settings: &Settings,
+    standing: &Standing,
 ) -> Result<Attached, CaptureError> {
     let forced = settings.method;
     let mut refused = Vec::new();
@@ -291,7 +292,12 @@ fn choose_method(
         }
         let attached = match method {
             Method::Tracepoint => state_only(ebpf, kernel),
-            hooks => all_hooks(ebpf, kernel, hooks, settings.all_children),
+            hooks => all_hooks(ebpf, kernel, hooks, settings.all_children).inspect_err(|_| {
+                // The next method would record everything twice, or keep a program from loading.
+                for hook in &kernel.plan.hooks {
+                    attach::detach(ebpf, hook.alternative);
+                }
+            }),
         };
         match attached {
             Ok(attached) => {
@@ -301,18 +307,21 @@ fn choose_method(
                 });
             }
             Err(error) if forced.is_some() => {
-                return Err(CaptureError::Method {
-                    method: method.name(),
-                    why: error.to_string(),
-                });
+                return Err(
+                    locked_down(standing).unwrap_or_else(|| CaptureError::Method {
+                        method: method.name(),
+                        why: error.to_string(),
+                    }),
+                );
             }
             Err(error) => refused.push(format!("{}: {error}", method.name())),
         }
     }
-    Err(CaptureError::Method {
-        method: "any",
-        why: refused.join("; "),
-    })
+    Err(
+        locked_down(standing).unwrap_or_else(|| CaptureError::NoMethod {
+            why: refused.join("; "),
+        }),
+    )
 }
 
 /// The checks first, `kernel_clone` last: no attempt is opened before all its checks are watched.

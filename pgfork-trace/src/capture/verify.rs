@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     CaptureError, Settings,
-    error::explain_load,
+    error::{explain_load, or_too_old},
     loader::{Kernel, function_ids, load, raise_memlock, ready},
 };
 use crate::kernel::plan::{Alternative, Method};
@@ -39,7 +39,7 @@ pub struct Loaded {
 /// When nothing can be loaded: no privilege, no types, no maps.
 pub fn load_all(settings: &Settings) -> Result<Vec<Loaded>, CaptureError> {
     let standing = ready()?;
-    let kernel = Kernel::read(&settings.btf)?;
+    let kernel = Kernel::read(&settings.btf).map_err(|error| or_too_old(error, &standing))?;
     raise_memlock();
     let mut ebpf = load(&kernel, settings).map_err(|error| explain_load(error, &standing))?;
     let btf = function_ids(&kernel.plan.hooks, Method::Fexit)?;

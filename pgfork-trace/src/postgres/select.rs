@@ -81,9 +81,31 @@ pub enum SelectError {
         /// Pid, port and data directory of the postmasters that exist.
         existing: Vec<Existing>,
     },
+    /// One of these, and not all of `/proc` can be seen.
+    #[error("{missing}; it may be there all the same: {hidden}")]
+    Hidden {
+        /// What was not found.
+        missing: Box<SelectError>,
+        /// Why, see [`crate::host::hidden_proc`].
+        hidden: String,
+    },
     /// A file of a named process is not in its format.
     #[error(transparent)]
     Read(#[from] ReadError),
+}
+
+impl SelectError {
+    /// Adds why processes may be missing, if they may.
+    #[must_use]
+    pub fn seen_through(self, hidden: Option<&str>) -> Self {
+        match (self, hidden) {
+            (error @ Self::Read(_), _) | (error, None) => error,
+            (missing, Some(hidden)) => Self::Hidden {
+                missing: Box::new(missing),
+                hidden: hidden.to_owned(),
+            },
+        }
+    }
 }
 
 /// A postmaster that could have been named instead.

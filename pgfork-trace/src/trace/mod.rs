@@ -29,7 +29,7 @@ use jiff::Timestamp;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    capture::{Capture, Record, Settings},
+    capture::{Capture, CaptureError, Record, Settings},
     cli::TracePlan,
     gather::Gatherer,
     host::{Root, oom_log::OomLog, process},
@@ -79,7 +79,8 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     check_pid_namespace(&root)?;
     let discovery = postgres::discover(&root)?;
     let nothing_asked = options.plan.filter == postgres::Filter::default();
-    let targets = postgres::select(&root, &discovery.postmasters, &options.plan.filter)?;
+    let targets = postgres::select(&root, &discovery.postmasters, &options.plan.filter)
+        .map_err(|error| error.seen_through(discovery.hidden.as_deref()))?;
     let mut settings = Settings {
         method: options.method,
         verbose: options.verbose,
@@ -117,13 +118,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         lost_seen: 0,
         attached: Instant::now(),
     };
-    for target in &targets {
-        trace.capture.watch(
-            target.pid(),
-            matches!(target, postgres::Target::Postmaster(_)),
-        )?;
-        trace.watchlist.add(target);
-    }
+    trace.watch_all(&targets)?;
     // Some may have been started, or may have become one, between the look and the attaching.
     for candidate in &discovery.candidates {
         trace.watchlist.candidate(candidate.pid, Instant::now());
@@ -201,6 +196,25 @@ impl Trace<'_> {
 
     fn emit_all(&mut self, lines: &[Line]) -> Result<(), Closed> {
         lines.iter().try_for_each(|line| self.emit(line))
+    }
+
+    /// What cannot be watched is an error when it was named by its pid, or when nothing else can;
+    /// of other postmasters that is said when they are looked at again.
+    fn watch_all(&mut self, targets: &[postgres::Target]) -> Result<(), CaptureError> {
+        let mut failed = None;
+        for target in targets {
+            let pid = target.pid();
+            let postmaster = matches!(target, postgres::Target::Postmaster(_));
+            match self.capture.watch(pid, postmaster) {
+                Ok(()) => self.watchlist.add(target),
+                Err(error) if self.watchlist.is_named(pid) => return Err(error),
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) if self.watchlist.alive().next().is_none() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn begin(
@@ -410,10 +424,7 @@ impl Trace<'_> {
         let killed_by = self.kills.killed_by(pid, Instant::now());
         let counted = self.capture.take_totals(pid);
         let clients = self.capture.take_clients(pid);
-        if let Some(watched) = self.watchlist.get_mut(pid) {
-            watched.clients = clients;
-        }
-        let Some(watched) = self.watchlist.remove(pid, counted) else {
+        let Some(watched) = self.watchlist.remove(pid, counted, clients) else {
             return Ok(());
         };
         let gone = Line::Postmaster(PostmasterChange {
@@ -431,7 +442,7 @@ impl Trace<'_> {
         }
         for Found::New { pid, previous } in self.watchlist.look_again(&self.root, Instant::now()) {
             if let Err(error) = self.capture.watch(pid, true) {
-                self.watchlist.remove(pid, None);
+                self.watchlist.discard(pid);
                 self.emit(&Notice::line("not_watched", error.to_string()))?;
                 continue;
             }

@@ -109,17 +109,33 @@ impl Watchlist {
         self.alive.insert(watched.id.pid, watched);
     }
 
-    /// It ended, with these counts.
-    pub(super) fn remove(&mut self, pid: Pid, counted: Option<Totals>) -> Option<&Watched> {
+    /// It ended, with these counts and connections. Nothing if it had ended before.
+    pub(super) fn remove(
+        &mut self,
+        pid: Pid,
+        counted: Option<Totals>,
+        clients: Vec<(ClientKey, u64)>,
+    ) -> Option<&Watched> {
         self.candidates.remove(&pid);
         let mut watched = self.alive.remove(&pid)?;
         watched.until = Some(Instant::now());
         watched.counted = counted.map(Box::new);
+        watched.clients = clients;
         if self.gone.len() >= MOST_GONE {
             self.merge_oldest();
         }
         self.gone.push(watched);
         self.gone.last()
+    }
+
+    /// It could not be watched at all.
+    pub(super) fn discard(&mut self, pid: Pid) {
+        self.alive.remove(&pid);
+    }
+
+    /// Whether it was named by its pid.
+    pub(super) fn is_named(&self, pid: Pid) -> bool {
+        self.filter.pids.contains(&pid)
     }
 
     /// Short-lived processes of one name may be any number: those that ended first become one.
@@ -357,7 +373,7 @@ mod tests {
                 .unwrap()
                 .by_cause
                 .insert("commit_limit".to_owned(), 1);
-            list.remove(pid, forks(u64::from(pid)));
+            list.remove(pid, forks(u64::from(pid)), Vec::new());
         }
         let all: Vec<&Watched> = list.everyone().collect();
         assert_eq!(all.len(), MOST_GONE);
@@ -373,6 +389,19 @@ mod tests {
         // Those that ended last are still known by their own pid.
         assert!(list.get_mut(many).is_some());
         assert!(list.get_mut(1).is_none());
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_counted_once() {
+        let (fake, mut list) = list(Filter::default());
+        add(&fake, &mut list, 7, b"postgres");
+        let client = (ClientKey::default(), 3);
+        assert!(list.remove(7, forks(2), vec![client]).is_some());
+        // Its end is also seen by looking, and may be reported after that.
+        assert!(list.remove(7, None, Vec::new()).is_none());
+        let ended = list.get_mut(7).unwrap();
+        assert_eq!(ended.clients.len(), 1);
+        assert_eq!(ended.counted.as_ref().unwrap().forks, 2);
     }
 
     #[test]
