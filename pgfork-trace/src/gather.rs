@@ -124,7 +124,7 @@ impl Gatherer {
     }
 
     fn read(&self, pid: Pid) -> Facts {
-        let sysctls = sysctl::sysctls(&self.root).unwrap_or_default();
+        let (sysctls, _) = sysctl::sysctls(&self.root);
         let chain = cgroup::chain(&self.root, pid, Controller::Pids)
             .ok()
             .flatten();
@@ -218,7 +218,8 @@ pub(crate) fn hard_limits(root: &Root, pid: Pid) -> HardLimits {
 }
 
 pub(crate) fn memory_facts(root: &Root) -> Option<MemoryFacts> {
-    let info = memory::meminfo(root).ok().flatten()?;
+    let (info, _) = memory::meminfo(root);
+    let info = info?;
     Some(MemoryFacts {
         mem_total: info.mem_total_bytes?,
         mem_available: info.mem_available_bytes?,

@@ -11,7 +11,7 @@ use crate::{
     gather::text,
     host::{
         Root,
-        cgroup::{Chain, Version},
+        cgroup::Chain,
         kmsg::{self, KernelLog, Times},
         psi,
     },
@@ -25,19 +25,28 @@ pub struct PidsEvents {
     pub path: String,
     /// Times.
     pub refused: u64,
-    /// The counter means forks of this very cgroup, whichever level refused them (v1, and v2 before
-    /// 6.12 or so); else forks refused by this cgroup's own limit.
+    /// The counter means forks of this very cgroup, whichever level refused them (v1, v2 before 6.12
+    /// or so, and the mount option pids_localevents); else forks refused by this cgroup's own limit.
     pub counts_forker: bool,
 }
 
-/// Memory trouble in the counters of one cgroup.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+/// Memory trouble in the counters of one cgroup, that of cgroups below it left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct MemoryEvents {
     /// Path of the cgroup.
     pub path: String,
     /// Times that the limit was reached (v1: failcnt).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_reached: Option<u64>,
+    /// Times that it was slowed down at memory.high.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slowed: Option<u64>,
+    /// v1: times that the limit of memory and swap was reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_and_swap_limit_reached: Option<u64>,
+    /// v1: times that the limit of kernel memory was reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_memory_limit_reached: Option<u64>,
     /// Times that nothing could be taken back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom: Option<u64>,
@@ -207,16 +216,17 @@ fn path_of(path: &Path) -> String {
     text(path.as_os_str())
 }
 
-/// The files tell whom the counter means: where `pids.events.local` exists, `pids.events` counts
-/// refusals by the limit itself (`pids_event` in kernel/cgroup/pids.c).
+/// The files and the mount tell whom the counter means: where `pids.events.local` exists, it counts
+/// refusals by the limit itself, and `pids.events` those of limits below it too (`pids_event` in
+/// kernel/cgroup/pids.c, 6.12 to 7.2).
 fn pids_events(chain: &Chain) -> Vec<PidsEvents> {
     let level = |level: &crate::host::cgroup::Level| {
-        let refused = level.pids.events_max.filter(|times| *times > 0)?;
-        let by_limit = chain.version == Version::V2 && level.pids.events_local_max.is_some();
+        let local = level.pids.events_local_max;
+        let refused = local.or(level.pids.events_max);
         Some(PidsEvents {
             path: path_of(&level.path),
-            refused,
-            counts_forker: !by_limit,
+            refused: refused.filter(|times| *times > 0)?,
+            counts_forker: local.is_none() || chain.pids_local_events,
         })
     };
     chain.levels.iter().filter_map(level).collect()
@@ -229,10 +239,17 @@ fn memory_events(chain: &Chain) -> Vec<MemoryEvents> {
         let found = MemoryEvents {
             path: path_of(&level.path),
             limit_reached: some(facts.events_max),
+            slowed: some(facts.events_high),
+            memory_and_swap_limit_reached: some(facts.events_memsw),
+            kernel_memory_limit_reached: some(facts.events_kmem),
             oom: some(facts.events_oom),
             killed: some(facts.events_oom_kill),
         };
-        (found.limit_reached.or(found.oom).or(found.killed).is_some()).then_some(found)
+        let nothing = MemoryEvents {
+            path: found.path.clone(),
+            ..MemoryEvents::default()
+        };
+        (found != nothing).then_some(found)
     };
     chain.levels.iter().filter_map(level).collect()
 }

@@ -45,8 +45,10 @@ impl Host {
     /// Reads it. What is absent or odd is named in `not_seen`.
     pub(super) fn read(root: &Root) -> anyhow::Result<Self> {
         let mut not_seen = Vec::new();
-        let sysctls = noted(sysctl::sysctls(root), &mut not_seen).unwrap_or_default();
-        let info = noted(memory::meminfo(root), &mut not_seen).flatten();
+        let (sysctls, unread) = sysctl::sysctls(root);
+        not_seen.extend(unread.iter().map(|it| odd(it)));
+        let (info, unread) = memory::meminfo(root);
+        not_seen.extend(unread.iter().map(|it| odd(it)));
         let release = noted(sysctl::read_sysctl(root, "kernel/osrelease"), &mut not_seen)
             .flatten()
             .unwrap_or_default();
@@ -57,6 +59,7 @@ impl Host {
         }
         let own_task = u64::from(own.pid.is_some());
         let mut census = census::census(root)?;
+        not_seen.extend(census.unread.iter().map(|it| odd(it)));
         census.numbers.retain(|number| Some(*number) != own.pid);
         Ok(Self {
             kernel: version(&release),
@@ -84,8 +87,13 @@ pub(super) fn noted<T>(
     notes: &mut Vec<String>,
 ) -> Option<T> {
     result
-        .map_err(|error| notes.push(format!("not in its format: {error}")))
+        .map_err(|error| notes.push(odd(&error.to_string())))
         .ok()
+}
+
+/// What stands where something else was expected.
+pub(super) fn odd(error: &str) -> String {
+    format!("not in its format: {error}")
 }
 
 fn own(root: &Root) -> Own {

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-use super::host::{Host, noted};
+use super::host::{Host, noted, odd};
 
 /// Backends whose mappings are looked at.
 const SAMPLED: usize = 5;
@@ -83,8 +83,11 @@ impl<'h> Server<'h> {
         let namespaces = process::namespaces(&root.pid(pid));
         self.pids = noted(cgroup::chain(root, pid, Controller::Pids), notes).flatten();
         self.memory = noted(cgroup::chain(root, pid, Controller::Memory), notes).flatten();
-        reach_notes(self.pids.as_ref(), notes);
-        reach_notes(self.memory.as_ref(), notes);
+        for chain in [self.pids.as_ref(), self.memory.as_ref()] {
+            reach_notes(chain, notes);
+            let unread = chain.iter().flat_map(|chain| &chain.unread);
+            notes.extend(unread.map(|it| odd(it)));
+        }
         let capable = |number: u32| {
             namespaces.user.is_none_or(|user| user == INITIAL_USER_NS)
                 && status

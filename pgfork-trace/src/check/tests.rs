@@ -381,8 +381,35 @@ fn what_already_happened_and_who_is_blamed_for_it() {
     assert!(seen.pids_events[0].counts_forker && seen.pids_events[0].refused == 3);
     assert_eq!(seen.memory_events[0].killed, Some(1));
     assert_eq!(seen.server_log[0].could_not_fork[0].name, "ENOMEM");
+    // With it, pids.events of every level above counts the refusals below it as well.
+    let slice = "sys/fs/cgroup/app.slice";
     fake.write(format!("{unit}/pids.events.local"), "max 0\n");
-    assert!(!look_at(&fake).history.pids_events[0].counts_forker);
+    fake.write(format!("{slice}/pids.events"), "max 3\n");
+    fake.write(format!("{slice}/pids.events.local"), "max 2\n");
+    fake.write(
+        format!("{slice}/memory.events"),
+        "high 9\nmax 7\noom 2\noom_kill 1\n",
+    );
+    fake.write(
+        format!("{slice}/memory.events.local"),
+        "high 4\nmax 0\noom 0\noom_kill 0\n",
+    );
+    let seen = look_at(&fake).history;
+    let [events] = &seen.pids_events[..] else {
+        panic!("{:?}", seen.pids_events)
+    };
+    assert_eq!((events.path.as_str(), events.refused), ("/app.slice", 2));
+    assert!(!events.counts_forker);
+    let above = &seen.memory_events[1];
+    assert_eq!(
+        (above.slowed, above.limit_reached, above.killed),
+        (Some(4), None, None)
+    );
+    fake.write(
+        "proc/self/mountinfo",
+        V2.replace("rw\n", "rw,pids_localevents\n"),
+    );
+    assert!(look_at(&fake).history.pids_events[0].counts_forker);
     let text = text_of(&report);
     for expected in [
         "fork rejected by the pids controller, forked in /x (1 time in the kernel log, last 1 s ago)",

@@ -38,6 +38,8 @@ pub struct Census {
     pub numbers: Vec<Pid>,
     /// Lowest number that is given to a new task here, see [`pid_cursor`].
     pub lowest: Pid,
+    /// What was not in its format.
+    pub unread: Vec<String>,
 }
 
 /// Numbers below this are only given out before the first wrap (`RESERVED_PIDS`, include/linux/pid.h
@@ -51,12 +53,9 @@ pub const RESERVED_PIDS: Pid = 300;
 pub fn census(root: &Root) -> Result<Census, ReadError> {
     // `alloc_pid`, kernel/pid.c: from the cursor to the end, and then again from 300. Numbers
     // below 300 are given out once, before the cursor has passed them.
-    let last = pid_cursor(root)?.unwrap_or(RESERVED_PIDS);
-    let lowest = last.saturating_add(1).min(RESERVED_PIDS);
-    let mut found = Census {
-        lowest,
-        ..Census::default()
-    };
+    let mut found = Census::default();
+    let last = read::noted(pid_cursor(root), &mut found.unread).unwrap_or(RESERVED_PIDS);
+    found.lowest = last.saturating_add(1).min(RESERVED_PIDS);
     let mut numbers = HashSet::new();
     for pid in process::pids(root)? {
         let Ok(Some(stat)) = process::stat(root, pid) else {
@@ -119,13 +118,14 @@ impl Census {
     /// namespace. The second number is of tasks whose namespace could not be read.
     #[must_use]
     pub fn tasks_of(&self, root: &Root, uid: u32, user_ns: Option<u64>) -> (u64, u64) {
-        let (mut tasks, mut unknown) = (0, 0);
+        let (mut tasks, mut unknown) = (0_u64, 0_u64);
+        let add = |sum: &mut u64, threads: u64| *sum = sum.saturating_add(threads);
         for seen in self.processes.iter().filter(|seen| seen.uid == Some(uid)) {
             match user_ns.map(|wanted| (wanted, namespace(&root.pid(seen.pid), "user"))) {
                 // The namespace of a zombie is gone from /proc, and that of a child is its parent's.
-                Some((_, None)) if seen.state != 'Z' => unknown += seen.threads,
+                Some((_, None)) if seen.state != 'Z' => add(&mut unknown, seen.threads),
                 Some((wanted, Some(found))) if wanted != found => {}
-                _ => tasks += seen.threads,
+                _ => add(&mut tasks, seen.threads),
             }
         }
         (tasks, unknown)
@@ -136,7 +136,8 @@ impl Census {
     pub fn names_of(&self, uid: u32, top: usize) -> Vec<(OsString, u64)> {
         let mut by_name = std::collections::HashMap::<&OsString, u64>::new();
         for seen in self.processes.iter().filter(|seen| seen.uid == Some(uid)) {
-            *by_name.entry(&seen.comm).or_default() += seen.threads;
+            let sum = by_name.entry(&seen.comm).or_default();
+            *sum = sum.saturating_add(seen.threads);
         }
         let mut sorted: Vec<_> = by_name
             .into_iter()
@@ -224,5 +225,13 @@ mod tests {
         fake.process(&FakeProcess::new(1));
         let census = census(fake.root()).unwrap();
         assert_eq!((census.lowest, census.taken_below(100)), (13, 0));
+        fake.write("proc/loadavg", "0 0 0 1/5 many\n");
+        let census = super::census(fake.root()).unwrap();
+        assert_eq!((census.lowest, census.processes.len()), (300, 1));
+        assert!(
+            census.unread[0].contains("loadavg\":1"),
+            "{:?}",
+            census.unread
+        );
     }
 }

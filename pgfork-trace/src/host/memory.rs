@@ -33,13 +33,15 @@ pub struct MemInfo {
     pub huge_page_bytes: Option<u64>,
 }
 
-/// Reads `/proc/meminfo`.
-///
-/// # Errors
-/// When one of the lines above is there without a number of kB, or with one beyond 64 bits.
-pub fn meminfo(root: &Root) -> Result<Option<MemInfo>, ReadError> {
+/// Reads `/proc/meminfo`. A line that has no number of kB, or one beyond 64 bits, is absent, and
+/// named in the list.
+pub fn meminfo(root: &Root) -> (Option<MemInfo>, Vec<String>) {
     let path = root.proc().join("meminfo");
     let mut info = MemInfo::default();
+    let mut unread = Vec::new();
+    let odd = |number, expected, value: &[u8]| {
+        ReadError::parse(&path, number, expected, value).to_string()
+    };
     let read = read::lines(&path, |number, line| {
         let Some((key, value)) = read::key_value(line) else {
             return Ok(());
@@ -51,9 +53,10 @@ pub fn meminfo(root: &Root) -> Result<Option<MemInfo>, ReadError> {
             _ => None,
         };
         if let Some(at) = counted {
-            let pages = read::parse(value)
-                .ok_or_else(|| ReadError::parse(&path, number, "a number of pages", value))?;
-            info.huge_pages[at] = Some(pages);
+            info.huge_pages[at] = read::parse(value);
+            if info.huge_pages[at].is_none() {
+                unread.push(odd(number, "a number of pages", value));
+            }
             return Ok(());
         }
         let field = match key {
@@ -69,12 +72,14 @@ pub fn meminfo(root: &Root) -> Result<Option<MemInfo>, ReadError> {
             b"Hugetlb" => &mut info.hugetlb_bytes,
             _ => return Ok(()),
         };
-        let bytes = read::kilobytes(value)
-            .ok_or_else(|| ReadError::parse(&path, number, "a number of kB", value))?;
-        *field = Some(bytes);
+        *field = read::kilobytes(value);
+        if field.is_none() {
+            unread.push(odd(number, "a number of kB", value));
+        }
         Ok(())
-    })?;
-    Ok(read.map(|()| info))
+    });
+    let read = read::noted(read, &mut unread);
+    (read.map(|()| info), unread)
 }
 
 #[cfg(test)]
@@ -85,13 +90,13 @@ mod tests {
     #[test]
     fn lines_become_bytes() {
         let fake = FakeRoot::new();
-        assert_eq!(meminfo(fake.root()).unwrap(), None);
+        assert_eq!(meminfo(fake.root()), (None, vec![]));
         fake.write(
             "proc/meminfo",
             "MemTotal:       24684084 kB\nMemFree: 1 kB\nMemAvailable:    3 kB\nSwapTotal:  0 kB\n\
              CommitLimit:    12342040 kB\nCommitted_AS:   100 kB\nHugePages_Total:       0\nHugetlb:   2048 kB\n",
         );
-        let info = meminfo(fake.root()).unwrap().unwrap();
+        let info = meminfo(fake.root()).0.unwrap();
         assert_eq!(info.mem_total_bytes, Some(24_684_084 * 1024));
         assert_eq!(info.mem_available_bytes, Some(3072));
         assert_eq!(info.swap_total_bytes, Some(0));
@@ -102,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_numbers_are_errors_with_a_place() {
+    fn absurd_numbers_are_named_with_their_place_and_take_nothing_with_them() {
         let fake = FakeRoot::new();
         for absurd in [
             "18446744073709551615 kB",
@@ -116,17 +121,22 @@ mod tests {
                 "proc/meminfo",
                 format!("MemTotal: 1 kB\nCommitLimit: {absurd}\n"),
             );
-            let error = meminfo(fake.root()).unwrap_err().to_string();
+            let (info, unread) = meminfo(fake.root());
             assert!(
-                error.contains("meminfo\":2: expected a number of kB"),
-                "{error}"
+                unread[0].contains("meminfo\":2: expected a number of kB"),
+                "{unread:?}"
+            );
+            let info = info.unwrap();
+            assert_eq!(
+                (info.mem_total_bytes, info.commit_limit_bytes),
+                (Some(1024), None)
             );
         }
     }
 
     #[test]
     fn the_real_file_parses() {
-        let info = meminfo(&Root::default()).unwrap().unwrap();
+        let info = meminfo(&Root::default()).0.unwrap();
         assert!(info.mem_total_bytes.unwrap() > 1 << 20);
         assert!(info.commit_limit_bytes.is_some() && info.committed_as_bytes.is_some());
     }

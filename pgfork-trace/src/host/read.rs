@@ -97,6 +97,18 @@ pub(crate) fn is_absent(error: &io::Error) -> bool {
     )
 }
 
+/// The value; one that is not in its format is absent, and named in `unread`. One odd file takes no
+/// other with it.
+pub(crate) fn noted<T>(
+    result: Result<Option<T>, ReadError>,
+    unread: &mut Vec<String>,
+) -> Option<T> {
+    result.unwrap_or_else(|error| {
+        unread.push(error.to_string());
+        None
+    })
+}
+
 /// `Ok(None)` for what [`is_absent`].
 pub(crate) fn present<T>(path: &Path, result: io::Result<T>) -> Result<Option<T>, ReadError> {
     match result {

@@ -27,21 +27,23 @@ pub struct Sysctls {
     pub nr_threads: Option<u64>,
 }
 
-/// Reads all of [`Sysctls`].
-///
-/// # Errors
-/// When one of the files holds something else than a number.
-pub fn sysctls(root: &Root) -> Result<Sysctls, ReadError> {
-    Ok(Sysctls {
-        overcommit_memory: sysctl_number(root, "vm/overcommit_memory")?,
-        overcommit_ratio: sysctl_number(root, "vm/overcommit_ratio")?,
-        overcommit_kbytes: sysctl_number(root, "vm/overcommit_kbytes")?,
-        admin_reserve_kbytes: sysctl_number(root, "vm/admin_reserve_kbytes")?,
-        user_reserve_kbytes: sysctl_number(root, "vm/user_reserve_kbytes")?,
-        threads_max: sysctl_number(root, "kernel/threads-max")?,
-        pid_max: sysctl_number(root, "kernel/pid_max")?,
-        nr_threads: nr_threads(root)?,
-    })
+/// Reads all of [`Sysctls`]. A file that holds something else than a number is absent, and named
+/// in the list.
+pub fn sysctls(root: &Root) -> (Sysctls, Vec<String>) {
+    let mut unread = Vec::new();
+    let mut number = |name| read::noted(sysctl_number(root, name), &mut unread);
+    let mut found = Sysctls {
+        overcommit_memory: number("vm/overcommit_memory"),
+        overcommit_ratio: number("vm/overcommit_ratio"),
+        overcommit_kbytes: number("vm/overcommit_kbytes"),
+        admin_reserve_kbytes: number("vm/admin_reserve_kbytes"),
+        user_reserve_kbytes: number("vm/user_reserve_kbytes"),
+        threads_max: number("kernel/threads-max"),
+        pid_max: number("kernel/pid_max"),
+        nr_threads: None,
+    };
+    found.nr_threads = read::noted(nr_threads(root), &mut unread);
+    (found, unread)
 }
 
 /// The text of one setting without the line end, for example `read_sysctl(root,
@@ -107,12 +109,13 @@ mod tests {
     #[test]
     fn settings_are_read_and_absent_ones_are_none() {
         let fake = FakeRoot::new();
-        assert_eq!(sysctls(fake.root()).unwrap(), Sysctls::default());
+        assert_eq!(sysctls(fake.root()), (Sysctls::default(), vec![]));
         fake.write("proc/sys/vm/overcommit_memory", "2\n");
         fake.write("proc/sys/vm/overcommit_ratio", "50\n");
         fake.write("proc/sys/kernel/threads-max", "192730\n");
         fake.write("proc/loadavg", "0.20 0.18 0.12 1/80 11206\n");
-        let found = sysctls(fake.root()).unwrap();
+        let (found, unread) = sysctls(fake.root());
+        assert_eq!(unread.len(), 0);
         assert_eq!(found.overcommit_memory, Some(2));
         assert_eq!(found.overcommit_ratio, Some(50));
         assert_eq!(found.threads_max, Some(192_730));
@@ -121,14 +124,16 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_an_error_with_a_place() {
+    fn nonsense_is_named_with_its_place_and_takes_nothing_with_it() {
         let fake = FakeRoot::new();
         fake.write("proc/sys/kernel/pid_max", "many\n");
-        let error = sysctls(fake.root()).unwrap_err().to_string();
+        fake.write("proc/sys/kernel/threads-max", "7\n");
+        let (found, unread) = sysctls(fake.root());
         assert!(
-            error.contains("pid_max\":1: expected a number, found \"many\""),
-            "{error}"
+            unread[0].contains("pid_max\":1: expected a number, found \"many\""),
+            "{unread:?}"
         );
+        assert_eq!((found.threads_max, found.pid_max), (Some(7), None));
         fake.write("proc/loadavg", "0.20 0.18 0.12\n");
         assert!(nr_threads(fake.root()).is_err());
     }
@@ -149,7 +154,7 @@ mod tests {
 
     #[test]
     fn the_real_host_has_them() {
-        let found = sysctls(&Root::default()).unwrap();
+        let (found, _) = sysctls(&Root::default());
         assert!(found.pid_max.unwrap() > 300);
         assert!(found.nr_threads.unwrap() > 0);
         assert!(found.overcommit_memory.unwrap() <= 2);

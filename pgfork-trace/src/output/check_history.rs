@@ -58,7 +58,7 @@ pub(super) fn server(history: &ServerHistory) -> Vec<String> {
             "forks refused by its limit"
         };
         out.push(format!(
-            "{} {by} (pids.events of {})",
+            "{} {by} (counters of {})",
             count(events.refused),
             name(&events.path)
         ));
@@ -69,6 +69,15 @@ pub(super) fn server(history: &ServerHistory) -> Vec<String> {
         };
         let parts: Vec<String> = [
             part(events.limit_reached, "limit reached"),
+            part(events.slowed, "slowed down"),
+            part(
+                events.memory_and_swap_limit_reached,
+                "limit of memory and swap reached",
+            ),
+            part(
+                events.kernel_memory_limit_reached,
+                "limit of kernel memory reached",
+            ),
             part(events.oom, "nothing to take back"),
             part(events.killed, "process killed"),
         ]

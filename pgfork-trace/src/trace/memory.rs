@@ -47,7 +47,7 @@ impl RequestFactsCache {
         let max_map_count = sysctl::sysctl_number(root, "vm/max_map_count")
             .ok()
             .flatten();
-        let info = memory::meminfo(root).ok().flatten();
+        let (info, _) = memory::meminfo(root);
         let huge_pages = info.as_ref().and_then(huge_pages);
         self.0 = Some((now, max_map_count, huge_pages));
         (max_map_count, huge_pages)

@@ -40,12 +40,16 @@ pub struct Chain {
     /// A level whose directory does not have the controller's files (not enabled there) has no
     /// numbers.
     pub levels: Vec<Level>,
+    /// v2, mounted with `pids_localevents`: `pids.events` counts the forks of the very cgroup.
+    pub pids_local_events: bool,
+    /// Files of the levels that were not in their format: path, and what was expected.
+    pub unread: Vec<String>,
 }
 
 /// Reads the chain of `pid`. `Ok(None)` when there is no such process.
 ///
 /// # Errors
-/// When `/proc/PID/cgroup` or a cgroup file is not in its format.
+/// When `/proc/PID/cgroup` is not in its format.
 pub fn chain(root: &Root, pid: Pid, controller: Controller) -> Result<Option<Chain>, ReadError> {
     let Some(memberships) = memberships(root, pid)? else {
         return Ok(None);
@@ -57,6 +61,8 @@ pub fn chain(root: &Root, pid: Pid, controller: Controller) -> Result<Option<Cha
             path: PathBuf::new(),
             reach: Reach::NoController,
             levels: Vec::new(),
+            pids_local_events: false,
+            unread: Vec::new(),
         }));
     };
     let mut chain = Chain {
@@ -65,6 +71,8 @@ pub fn chain(root: &Root, pid: Pid, controller: Controller) -> Result<Option<Cha
         path: own.path.clone(),
         reach: Reach::NotMounted,
         levels: Vec::new(),
+        pids_local_events: false,
+        unread: Vec::new(),
     };
     let Some((mount, below)) = best_mount(root, &mut chain)? else {
         return Ok(Some(chain));
@@ -73,11 +81,13 @@ pub fn chain(root: &Root, pid: Pid, controller: Controller) -> Result<Option<Cha
         .is_none_or(|inode| inode == INITIAL_CGROUP_NS);
     let whole = initial && mount.mounted == Path::new("/");
     chain.reach = if whole { Reach::Root } else { Reach::Partial };
+    chain.pids_local_events = mount.options.iter().any(|it| it == "pids_localevents");
     let top = root.join(&mount.mount_point);
     for part in below.ancestors() {
         let path = join_clean(&mount.mounted, part);
         let directory = join_clean(&top, part);
-        let level = read_level(path, directory, controller, own.version)?;
+        let unread = &mut chain.unread;
+        let level = read_level(path, directory, controller, own.version, unread);
         chain.levels.push(level);
     }
     Ok(Some(chain))

@@ -28,11 +28,13 @@ pub struct PidsFacts {
     pub current: Option<u64>,
     /// `pids.max`.
     pub max: Option<Ceiling>,
-    /// `max` in `pids.events`. On v1, and on v2 of 5.10 and 6.1: forks from this very cgroup that
-    /// were refused, be it by a level above; on v2 of 6.12 to 7.2: forks refused by this limit
-    /// (`pids_event` in kernel/cgroup/pids.c).
+    /// `max` in `pids.events`. On v1, on v2 of 5.10 and 6.1, and with the mount option
+    /// `pids_localevents`: forks from this very cgroup that were refused, be it by a level above.
+    /// Else, on v2 of 6.12 to 7.2: forks refused by this limit or one below it (`pids_event` in
+    /// kernel/cgroup/pids.c).
     pub events_max: Option<u64>,
-    /// `max` in `pids.events.local` (v2 of newer kernels).
+    /// `max` in `pids.events.local`, where it exists (v2 of newer kernels): forks refused by this
+    /// limit alone; with `pids_localevents` the same as `events_max` (`__pids_events_show`).
     pub events_local_max: Option<u64>,
 }
 
@@ -51,6 +53,8 @@ pub struct MemoryFacts {
     pub swap_current_bytes: Option<u64>,
     /// `memory.memsw.limit_in_bytes`: memory and swap together; v1 only.
     pub memsw_max_bytes: Option<Ceiling>,
+    /// `memory.memsw.usage_in_bytes`; v1 only.
+    pub memsw_current_bytes: Option<u64>,
     /// `memory.kmem.limit_in_bytes`, bytes; v1 only. Enforced on 5.10 (`__memcg_kmem_charge`),
     /// without effect on 6.1 and later.
     pub kmem_max_bytes: Option<Ceiling>,
@@ -58,73 +62,123 @@ pub struct MemoryFacts {
     pub kmem_current_bytes: Option<u64>,
     /// `oom_kill_disable` in `memory.oom_control`; v1 only.
     pub oom_kill_disable: Option<bool>,
-    /// `max` in `memory.events` (`memory.failcnt`): times that the limit was hit.
+    /// `memory.oom.group`: all tasks are killed, not one; v2 only.
+    pub oom_group: Option<bool>,
+    // v2: of `memory.events.local`, since `memory.events` counts what happened below as well,
+    // unless mounted with `memory_localevents` (`memcg_memory_event`, include/linux/memcontrol.h,
+    // 5.10 to 7.2); it is read only where there is no `.local`, as before 5.2.
+    /// `high`: times that the cgroup was slowed down; v2 only.
+    pub events_high: Option<u64>,
+    /// `max` (`memory.failcnt`): times that the limit was hit.
     pub events_max: Option<u64>,
-    /// `oom` in `memory.events`: times that reclaim could not help; v2 only.
+    /// `oom`: times that reclaim could not help; v2 only.
     pub events_oom: Option<u64>,
-    /// `oom_kill` in `memory.events` (in `memory.oom_control`): tasks killed.
+    /// `oom_kill` (in `memory.oom_control`): tasks of this very cgroup that were killed.
     pub events_oom_kill: Option<u64>,
+    /// `memory.memsw.failcnt`: times that the limit of memory and swap was hit; v1 only.
+    pub events_memsw: Option<u64>,
+    /// `memory.kmem.failcnt`: times that the limit of kernel memory was hit; v1 only.
+    pub events_kmem: Option<u64>,
 }
 
+/// Reads it. A file that is not in its format is absent, and named in `unread`.
 pub(super) fn read_level(
     path: PathBuf,
     directory: PathBuf,
     controller: Controller,
     version: Version,
-) -> Result<Level, ReadError> {
-    let mut pids = PidsFacts::default();
-    let mut memory = MemoryFacts::default();
-    match (controller, version) {
-        (Controller::Pids, _) => pids = read_pids(&directory)?,
-        (Controller::Memory, Version::V1) => memory = read_memory_v1(&directory)?,
-        (Controller::Memory, Version::V2) => memory = read_memory_v2(&directory)?,
-    }
-    Ok(Level {
+    unread: &mut Vec<String>,
+) -> Level {
+    let mut level = Level {
         inode: directory.metadata().ok().map(|found| found.ino()),
         path,
+        pids: PidsFacts::default(),
+        memory: MemoryFacts::default(),
         directory,
-        pids,
-        memory,
-    })
+    };
+    let mut files = Files {
+        directory: &level.directory,
+        unread,
+    };
+    match (controller, version) {
+        (Controller::Pids, _) => level.pids = files.pids(),
+        (Controller::Memory, Version::V1) => level.memory = files.memory_v1(),
+        (Controller::Memory, Version::V2) => level.memory = files.memory_v2(),
+    }
+    level
 }
 
-fn read_pids(directory: &Path) -> Result<PidsFacts, ReadError> {
-    Ok(PidsFacts {
-        current: read::number(&directory.join("pids.current"))?,
-        max: read::ceiling(&directory.join("pids.max"))?,
-        events_max: counter(&directory.join("pids.events"), "max")?,
-        events_local_max: counter(&directory.join("pids.events.local"), "max")?,
-    })
+/// The files of one cgroup.
+struct Files<'d> {
+    directory: &'d Path,
+    unread: &'d mut Vec<String>,
 }
 
-fn read_memory_v2(directory: &Path) -> Result<MemoryFacts, ReadError> {
-    let events = directory.join("memory.events");
-    Ok(MemoryFacts {
-        current_bytes: read::number(&directory.join("memory.current"))?,
-        max_bytes: read::ceiling(&directory.join("memory.max"))?,
-        high_bytes: read::ceiling(&directory.join("memory.high"))?,
-        swap_max_bytes: read::ceiling(&directory.join("memory.swap.max"))?,
-        swap_current_bytes: read::number(&directory.join("memory.swap.current"))?,
-        events_max: counter(&events, "max")?,
-        events_oom: counter(&events, "oom")?,
-        events_oom_kill: counter(&events, "oom_kill")?,
-        ..MemoryFacts::default()
-    })
-}
+impl Files<'_> {
+    fn pids(&mut self) -> PidsFacts {
+        PidsFacts {
+            current: self.number("pids.current"),
+            max: self.ceiling("pids.max"),
+            events_max: self.counter("pids.events", "max"),
+            events_local_max: self.counter("pids.events.local", "max"),
+        }
+    }
 
-fn read_memory_v1(directory: &Path) -> Result<MemoryFacts, ReadError> {
-    let oom_control = directory.join("memory.oom_control");
-    Ok(MemoryFacts {
-        current_bytes: read::number(&directory.join("memory.usage_in_bytes"))?,
-        max_bytes: ceiling_v1(&directory.join("memory.limit_in_bytes"))?,
-        memsw_max_bytes: ceiling_v1(&directory.join("memory.memsw.limit_in_bytes"))?,
-        kmem_max_bytes: ceiling_v1(&directory.join("memory.kmem.limit_in_bytes"))?,
-        kmem_current_bytes: read::number(&directory.join("memory.kmem.usage_in_bytes"))?,
-        oom_kill_disable: counter(&oom_control, "oom_kill_disable")?.map(|value| value != 0),
-        events_max: read::number(&directory.join("memory.failcnt"))?,
-        events_oom_kill: counter(&oom_control, "oom_kill")?,
-        ..MemoryFacts::default()
-    })
+    fn memory_v2(&mut self) -> MemoryFacts {
+        let local = self.directory.join("memory.events.local").exists();
+        let events = if local {
+            "memory.events.local"
+        } else {
+            "memory.events"
+        };
+        MemoryFacts {
+            current_bytes: self.number("memory.current"),
+            max_bytes: self.ceiling("memory.max"),
+            high_bytes: self.ceiling("memory.high"),
+            swap_max_bytes: self.ceiling("memory.swap.max"),
+            swap_current_bytes: self.number("memory.swap.current"),
+            oom_group: self.number("memory.oom.group").map(|group| group != 0),
+            events_high: self.counter(events, "high"),
+            events_max: self.counter(events, "max"),
+            events_oom: self.counter(events, "oom"),
+            events_oom_kill: self.counter(events, "oom_kill"),
+            ..MemoryFacts::default()
+        }
+    }
+
+    fn memory_v1(&mut self) -> MemoryFacts {
+        let oom_kill_disable = self.counter("memory.oom_control", "oom_kill_disable");
+        MemoryFacts {
+            current_bytes: self.number("memory.usage_in_bytes"),
+            max_bytes: self.ceiling_v1("memory.limit_in_bytes"),
+            memsw_max_bytes: self.ceiling_v1("memory.memsw.limit_in_bytes"),
+            memsw_current_bytes: self.number("memory.memsw.usage_in_bytes"),
+            kmem_max_bytes: self.ceiling_v1("memory.kmem.limit_in_bytes"),
+            kmem_current_bytes: self.number("memory.kmem.usage_in_bytes"),
+            oom_kill_disable: oom_kill_disable.map(|value| value != 0),
+            events_max: self.number("memory.failcnt"),
+            events_oom_kill: self.counter("memory.oom_control", "oom_kill"),
+            events_memsw: self.number("memory.memsw.failcnt"),
+            events_kmem: self.number("memory.kmem.failcnt"),
+            ..MemoryFacts::default()
+        }
+    }
+
+    fn number(&mut self, name: &str) -> Option<u64> {
+        read::noted(read::number(&self.directory.join(name)), self.unread)
+    }
+
+    fn ceiling(&mut self, name: &str) -> Option<Ceiling> {
+        read::noted(read::ceiling(&self.directory.join(name)), self.unread)
+    }
+
+    fn ceiling_v1(&mut self, name: &str) -> Option<Ceiling> {
+        read::noted(ceiling_v1(&self.directory.join(name)), self.unread)
+    }
+
+    fn counter(&mut self, name: &str, key: &str) -> Option<u64> {
+        read::noted(counter(&self.directory.join(name), key), self.unread)
+    }
 }
 
 /// v1 writes "no limit" as the largest number of whole pages in a signed 64-bit number

@@ -72,6 +72,7 @@ fn v2_memory() {
             "memory.events",
             "low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\noom_group_kill 5\n",
         ),
+        ("memory.oom.group", "1\n"),
     ] {
         fake.write(format!("sys/fs/cgroup/db/{file}"), content);
     }
@@ -87,7 +88,24 @@ fn v2_memory() {
         (memory.events_max, memory.events_oom, memory.events_oom_kill),
         (Some(2), Some(3), Some(4))
     );
+    assert_eq!(
+        (memory.events_high, memory.oom_group),
+        (Some(1), Some(true))
+    );
     assert_eq!(memory.kmem_max_bytes, None);
+    // What happened below is not this level's.
+    fake.write(
+        "sys/fs/cgroup/db/memory.events.local",
+        "high 0\nmax 1\noom 0\noom_kill 0\n",
+    );
+    let chain = super::chain(fake.root(), PID, Controller::Memory)
+        .unwrap()
+        .unwrap();
+    let memory = chain.levels[0].memory;
+    assert_eq!(
+        (memory.events_max, memory.events_oom_kill),
+        (Some(1), Some(0))
+    );
 }
 
 const V1_CGROUP: &[u8] =
@@ -134,6 +152,9 @@ fn v1_memory_has_its_own_names_and_its_own_infinity() {
         ("memory.kmem.limit_in_bytes", "2000\n"),
         ("memory.kmem.usage_in_bytes", "1999\n"),
         ("memory.failcnt", "6\n"),
+        ("memory.kmem.failcnt", "7\n"),
+        ("memory.memsw.failcnt", "8\n"),
+        ("memory.memsw.usage_in_bytes", "1500\n"),
         (
             "memory.oom_control",
             "oom_kill_disable 1\nunder_oom 0\noom_kill 9\n",
@@ -156,6 +177,11 @@ fn v1_memory_has_its_own_names_and_its_own_infinity() {
         (memory.events_max, memory.events_oom_kill),
         (Some(6), Some(9))
     );
+    assert_eq!(
+        (memory.events_kmem, memory.events_memsw),
+        (Some(7), Some(8))
+    );
+    assert_eq!(memory.memsw_current_bytes, Some(1500));
 }
 
 #[test]
@@ -266,17 +292,22 @@ fn nonsense_is_an_error_with_a_place() {
     for odd in ["-3", "infinite", "18446744073709551616", ""] {
         let fake = with(b"0::/db\n", V2_MOUNT);
         fake.write("sys/fs/cgroup/db/pids.max", odd);
-        let error = chain(fake.root(), PID, Controller::Pids)
-            .unwrap_err()
-            .to_string();
+        fake.write("sys/fs/cgroup/db/pids.current", "5\n");
+        fake.write("sys/fs/cgroup/db/pids.events", "max\n");
+        fake.write("sys/fs/cgroup/pids.max", "9\n");
+        let chain = pids_chain(&fake);
+        let [max, events] = &chain.unread[..] else {
+            panic!("{:?}", chain.unread)
+        };
         assert!(
-            error.contains("pids.max\":1: expected a number or \"max\""),
-            "{error}"
+            max.contains("pids.max\":1: expected a number or \"max\""),
+            "{max}"
         );
+        assert!(events.contains("pids.events"), "{events}");
+        // It takes nothing else with it.
+        assert_eq!(chain.levels[0].pids.current, Some(5));
+        assert_eq!(chain.levels[1].pids.max, Some(Ceiling::At(9)));
     }
-    let fake = with(b"0::/db\n", V2_MOUNT);
-    fake.write("sys/fs/cgroup/db/pids.events", "max\n");
-    assert!(chain(fake.root(), PID, Controller::Pids).is_err());
 }
 
 #[test]
