@@ -25,6 +25,7 @@ use crate::{
     },
 };
 use log::Log;
+pub(crate) use states::memcg_fact;
 
 /// Facts are read anew after this time: a storm of refusals must not become a storm of reading.
 const FRESH: Duration = Duration::from_millis(200);

@@ -22,6 +22,8 @@ const SAMPLED: usize = 5;
 /// Resident memory whose page tables are walked for that, at most, in bytes: a walk takes time in
 /// proportion to it.
 const WALKED_BYTES: u64 = 8 << 30;
+/// `oom_score_adj` that exempts (mm/oom_kill.c `oom_badness`, 5.10 to 7.2).
+const NEVER_KILLED: i32 = -1000;
 /// Kernel stack of a task, in bytes (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h).
 const STACK: u64 = 16 << 10;
 
@@ -103,6 +105,7 @@ impl<'h> Server<'h> {
             .filter_map(|level| gather::cgroup_fact(level, Controller::Pids))
             .collect();
         let cost = self.cost(root, host, accounted.as_ref());
+        self.headroom.killable = self.killable(root);
         self.headroom = HeadroomFacts {
             host: Facts {
                 page_size: host.page_size,
@@ -128,8 +131,8 @@ impl<'h> Server<'h> {
             largest_charge: accounted.map(|it| it.largest_bytes),
             cost,
             pids,
-            memory: self.memory_levels(),
-            killable: self.killable(root),
+            memory: self.memory_levels(root, host),
+            killable: self.headroom.killable,
             nproc: self.nproc(root, host, status.as_ref(), &namespaces),
             numbers: numbers(host, &namespaces),
             pid_namespace_alive: namespace_alive(root, host, &namespaces),
@@ -165,39 +168,58 @@ impl<'h> Server<'h> {
         levels.filter_map(level).collect()
     }
 
-    fn memory_levels(&self) -> Vec<MemoryLevel> {
+    fn memory_levels(&self, root: &Root, host: &Host) -> Vec<MemoryLevel> {
         let Some(chain) = &self.memory else {
             return Vec::new();
         };
-        let level = |level: &Level| {
+        let killable = self.killable_levels(root, host, &chain.levels);
+        let level = |(level, killable): (&Level, Option<bool>)| {
             let facts = level.memory;
             let stat = cgroup::memory_stat(level, chain.version).ok().flatten();
             let stat = stat.unwrap_or_default();
             let limit = |ceiling: Option<Ceiling>| ceiling.and_then(Ceiling::value);
-            let swap_room = match (facts.swap_max_bytes, facts.memsw_max_bytes) {
-                (Some(max), _) => max
-                    .value()
-                    .map(|max| max.saturating_sub(facts.swap_current_bytes.unwrap_or(0))),
-                // v1: what memory and swap may have together beyond memory alone.
-                (None, Some(both)) => both
-                    .value()
-                    .zip(limit(facts.max_bytes))
-                    .map(|(both, max)| both.saturating_sub(max)),
-                (None, None) => None,
-            };
+            let swapped = facts.swap_current_bytes.unwrap_or(0);
             Some(MemoryLevel {
-                group: gather::cgroup_fact(level, Controller::Memory)?,
-                current: facts.current_bytes?,
-                reclaimable: stat.reclaimable().min(facts.current_bytes?),
-                cache_in_use: stat.active_file.min(facts.current_bytes?),
-                max: limit(facts.max_bytes),
+                fact: gather::memcg_fact(level, chain.version)?,
+                reclaimable: stat.reclaimable().min(facts.current_bytes.unwrap_or(0)),
+                cache_in_use: stat.active_file.min(facts.current_bytes.unwrap_or(0)),
                 high: limit(facts.high_bytes),
-                swap_room,
-                kmem: facts.kmem_current_bytes.zip(limit(facts.kmem_max_bytes)),
-                oom_kill_disable: facts.oom_kill_disable == Some(true),
+                swap_room: limit(facts.swap_max_bytes).map(|max| max.saturating_sub(swapped)),
+                oom_group: facts.oom_group == Some(true),
+                killable,
             })
         };
-        chain.levels.iter().filter_map(level).collect()
+        let levels = chain.levels.iter().zip(killable);
+        levels.filter_map(level).collect()
+    }
+
+    /// Whether the OOM killer may end anything in each memory cgroup: where nothing of the server
+    /// may be ended, other processes in it may be.
+    fn killable_levels(&self, root: &Root, host: &Host, levels: &[Level]) -> Vec<Option<bool>> {
+        let server = self.headroom.killable;
+        let mut killable = vec![server; levels.len()];
+        if server != Some(false) {
+            return killable;
+        }
+        let alive = |seen: &&Seen| !seen.kernel_thread && seen.state != 'Z';
+        for seen in host.census.processes.iter().filter(alive) {
+            let memberships = cgroup::memberships(root, seen.pid).ok().flatten();
+            let memberships = memberships.unwrap_or_default();
+            let own = cgroup::membership_for(&memberships, Controller::Memory);
+            let Some(path) = own.map(|own| &own.path) else {
+                continue;
+            };
+            let adj = process::oom_score_adj(root, seen.pid).ok().flatten();
+            if adj == Some(NEVER_KILLED) {
+                continue;
+            }
+            for (level, killable) in levels.iter().zip(&mut killable) {
+                if path.starts_with(&level.path) && *killable != Some(true) {
+                    *killable = adj.map(|_| true);
+                }
+            }
+        }
+        killable
     }
 
     /// Medians over some client backends, spread over all of them.
@@ -277,9 +299,8 @@ impl<'h> Server<'h> {
         Some(mapped + lasting(host, objects))
     }
 
-    /// Whether the OOM killer may end anything here; -1000 exempts (mm/oom_kill.c `oom_badness`).
+    /// Whether the OOM killer may end anything of the server.
     fn killable(&mut self, root: &Root) -> Option<bool> {
-        const NEVER: i32 = -1000;
         let adj = |pid| process::oom_score_adj(root, pid).ok().flatten();
         self.oom_score_adj = adj(self.postmaster.pid);
         let of_children: Vec<i32> = self
@@ -290,8 +311,8 @@ impl<'h> Server<'h> {
         self.child_oom_score_adj = of_children.iter().copied().max();
         let own = self.oom_score_adj?;
         match self.child_oom_score_adj {
-            Some(most) => Some(most > NEVER || own > NEVER),
-            None => (own > NEVER).then_some(true),
+            Some(most) => Some(most > NEVER_KILLED || own > NEVER_KILLED),
+            None => (own > NEVER_KILLED).then_some(true),
         }
     }
 

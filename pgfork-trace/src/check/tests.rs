@@ -1,6 +1,7 @@
 //! Whole looks at fake trees. `PGFORK_TRACE_BLESS=1` rewrites docs/check-schema.json.
 
 mod figures;
+mod memory;
 
 use super::*;
 use crate::{

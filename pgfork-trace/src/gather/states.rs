@@ -99,7 +99,8 @@ impl Gatherer {
     }
 }
 
-fn memcg_fact(level: &Level, version: Version) -> Option<MemcgFact> {
+/// A level's limits, and who manages them.
+pub(crate) fn memcg_fact(level: &Level, version: Version) -> Option<MemcgFact> {
     let at = |ceiling: Option<Ceiling>| match ceiling {
         Some(Ceiling::At(bytes)) => Some(bytes),
         _ => None,
@@ -110,6 +111,7 @@ fn memcg_fact(level: &Level, version: Version) -> Option<MemcgFact> {
         v1: version == Version::V1,
         usage: memory.current_bytes,
         limit: at(memory.max_bytes),
+        memsw_usage: memory.memsw_current_bytes,
         memsw_limit: at(memory.memsw_max_bytes),
         kmem_usage: memory.kmem_current_bytes,
         kmem_limit: at(memory.kmem_max_bytes),

@@ -148,8 +148,15 @@ fn remedies(row: &Row, style: Style) -> Vec<String> {
     let commands = row.remedy.iter().enumerate().map(|(at, remedy)| {
         let or = match (at, row.limit) {
             (0, _) => "",
-            (_, Limit::PidsCgroupMax | Limit::RlimitNproc) => "and ",
-            _ => "or ",
+            // Ways to more of the same; limits on one path, or now and later, go together.
+            (
+                _,
+                Limit::CommitLimit
+                | Limit::OvercommitHeuristic
+                | Limit::GlobalOomKill
+                | Limit::MaxConnections,
+            ) => "or ",
+            _ => "and ",
         };
         (
             format!("{or}{}", sentence(&remedy.change)),
@@ -307,7 +314,7 @@ fn cost(server: &ServerReport) -> String {
     parts.extend(cost.private_bytes.map(|it| {
         format!(
             "{} of RAM of its own",
-            bytes(it + cost.kernel_bytes.unwrap_or(0))
+            bytes(it.saturating_add(cost.kernel_bytes.unwrap_or(0)))
         )
     }));
     let source = match cost.measured_backends {

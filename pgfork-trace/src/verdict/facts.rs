@@ -84,6 +84,8 @@ pub struct MemcgFact {
     pub usage: Option<u64>,
     /// Its limit; absent also for "max".
     pub limit: Option<u64>,
+    /// Memory and swap charged together (v1).
+    pub memsw_usage: Option<u64>,
     /// Limit of memory and swap together (v1).
     pub memsw_limit: Option<u64>,
     /// Kernel memory charged (v1).

@@ -186,8 +186,11 @@ fn too_few(facts: &FindingFacts, row: &Row) -> Option<String> {
 }
 
 fn nothing_killable(facts: &FindingFacts) -> Option<String> {
-    (facts.headroom.killable == Some(false)).then(|| {
-        "oom_score_adj is -1000 for the postmaster and all its children: at a memory limit nothing can be killed, and forks are refused instead; start with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj and PG_OOM_ADJUST_VALUE=0".to_owned()
+    // Others in the same cgroup may be killed instead.
+    let own = facts.headroom.memory.first();
+    let others = own.is_some_and(|level| level.killable == Some(true));
+    (facts.headroom.killable == Some(false) && !others).then(|| {
+        "oom_score_adj is -1000 for the postmaster and all its children: at a memory limit of its cgroup nothing can be killed, and forks are refused instead; start with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj and PG_OOM_ADJUST_VALUE=0".to_owned()
     })
 }
 

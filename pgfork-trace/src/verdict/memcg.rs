@@ -84,24 +84,28 @@ fn level(fact: &MemcgFact, facts: &Facts) -> MemcgLevel {
         path: Some(group.path.clone()),
         unit: group.unit.as_ref().map(|unit| unit.name.clone()),
         property: group.unit.as_ref().map_or_else(
-            || {
-                if fact.v1 {
-                    "memory.limit_in_bytes"
-                } else {
-                    "memory.max"
-                }
-                .to_owned()
-            },
+            || fact.limit_file().to_owned(),
             |unit| unit.property.clone(),
         ),
         container: group.container.clone(),
         usage_bytes: fact.usage,
         limit_bytes: fact.limit,
-        memsw_usage_bytes: None,
+        memsw_usage_bytes: fact.memsw_usage,
         memsw_limit_bytes: fact.memsw_limit,
         kmem_usage_bytes: fact.kmem_usage.filter(|_| kmem_counts(facts)),
         kmem_limit_bytes: fact.kmem_limit.filter(|_| kmem_counts(facts)),
         oom_kill_disable: fact.oom_kill_disable,
+    }
+}
+
+impl MemcgFact {
+    /// The file that holds the limit.
+    pub(super) fn limit_file(&self) -> &'static str {
+        if self.v1 {
+            "memory.limit_in_bytes"
+        } else {
+            "memory.max"
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What to change, with numbers computed from the evidence.
 
-mod memory;
+pub(super) mod memory;
 mod process;
 mod scope;
 mod tasks;
@@ -79,7 +79,7 @@ pub(super) fn remedies(cause: Cause, evidence: &Evidence, facts: &Facts) -> Vec<
             .unwrap_or_default(),
         Cause::MemcgNoVictim => memory::no_victim(evidence, facts),
         Cause::MemcgOomKillDisabled => memory::oom_kill_disabled(evidence, facts),
-        Cause::MemcgKmemLimitV1 => memory::kernel_memory(facts),
+        Cause::MemcgKmemLimitV1 => memory::kernel_memory(&facts.memory_cgroups),
         _ => process::remedies(cause, evidence, facts),
     }
 }
@@ -139,7 +139,7 @@ pub(super) fn commit_limit_for(
     let affordable = memory.mem_available / 2 / backend;
     let backends = affordable.clamp(unit.fewest, WANTED_BACKENDS);
     let taken = committed.saturating_add(reserves).saturating_add(skew);
-    let target = taken.saturating_add(backends * backend);
+    let target = taken.saturating_add(backends.saturating_mul(backend));
 
     let (command, limit) = raised_limit(&settings, &memory, target, facts.page_size);
     let mut remedies = Vec::new();
@@ -149,7 +149,7 @@ pub(super) fn commit_limit_for(
             "room for about {} more {}{}",
             limit.saturating_sub(taken) / backend,
             unit.like_these,
-            if limit > memory.mem_total + memory.swap_total {
+            if limit > memory.mem_total.saturating_add(memory.swap_total) {
                 "; promises more than RAM and swap hold, so the OOM killer may act"
             } else {
                 ""
@@ -224,7 +224,8 @@ pub(super) fn pids_path(
     let mut remedies = Vec::new();
     for level in levels {
         let Some(limit) = level.limit else { continue };
-        if level.tasks + more <= limit {
+        let target = level.tasks.saturating_add(more);
+        if target <= limit {
             continue;
         }
         let effect = if std::ptr::eq(level, refusing) {
@@ -235,7 +236,7 @@ pub(super) fn pids_path(
                 level.tasks
             )
         };
-        remedies.push(raise_pids(level, level.tasks + more, &effect, facts));
+        remedies.push(raise_pids(level, target, &effect, facts));
     }
     remedies
 }

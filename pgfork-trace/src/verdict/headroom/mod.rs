@@ -14,7 +14,7 @@ pub use next::{NextLimit, next};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{CgroupFact, CgroupLevel, Facts, Remedy};
+use super::{CgroupLevel, Facts, MemcgFact, Remedy};
 
 /// A limit. Causes of refused forks have the id that the catalogue of causes gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
@@ -245,24 +245,20 @@ pub struct Cost {
 /// A level of the memory controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryLevel {
-    /// Which cgroup.
-    pub group: CgroupFact,
-    /// Memory in use, bytes.
-    pub current: u64,
-    /// Part of it that the kernel takes back before it refuses, bytes.
+    /// Which cgroup, its limits, and who manages them.
+    pub fact: MemcgFact,
+    /// Part of what is in use that the kernel takes back before it refuses, bytes.
     pub reclaimable: u64,
     /// Part of it that may be taken back as well: file pages in use, of programs for one.
     pub cache_in_use: u64,
-    /// `memory.max`, bytes.
-    pub max: Option<u64>,
     /// `memory.high`, bytes.
     pub high: Option<u64>,
-    /// Room in swap that this level allows, bytes; absent: as much as the host has.
+    /// v2: what is left under `memory.swap.max`, bytes; absent: no limit.
     pub swap_room: Option<u64>,
-    /// v1 kernel memory, in use and limit, bytes.
-    pub kmem: Option<(u64, u64)>,
-    /// v1: the OOM killer is switched off.
-    pub oom_kill_disable: bool,
+    /// v2: `memory.oom.group`, all processes are killed together.
+    pub oom_group: bool,
+    /// Whether the OOM killer may end any process in it or below it.
+    pub killable: Option<bool>,
 }
 
 /// `RLIMIT_NPROC` of the postmaster.

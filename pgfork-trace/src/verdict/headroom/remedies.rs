@@ -2,7 +2,10 @@
 
 use super::super::{
     Change, Facts, Remedy,
-    remedy::{quoted, raised},
+    remedy::{
+        memory::{Raised, enable_oom_killer, let_backends_be_killed},
+        quoted, raised,
+    },
 };
 use super::{HeadroomFacts, Limit, MemoryLevel};
 
@@ -30,9 +33,11 @@ pub(super) fn threads(tasks: u64, limit: u64) -> Vec<Remedy> {
 }
 
 pub(super) fn numbers(usable: u64, taken: u64) -> Vec<Remedy> {
-    let target = raised(usable.max(taken) + RESERVED_PIDS).min(PID_MAX_LIMIT);
-    match target.checked_sub(taken + RESERVED_PIDS) {
-        Some(more) if target > usable + RESERVED_PIDS => {
+    // A pid_max of more than fits is a limit that nobody reaches.
+    let all = |numbers: u64| numbers.saturating_add(RESERVED_PIDS);
+    let target = raised(all(usable.max(taken))).min(PID_MAX_LIMIT);
+    match target.checked_sub(all(taken)) {
+        Some(more) if target > all(usable) => {
             vec![sysctl("kernel.pid_max", target, more)]
         }
         _ => Vec::new(),
@@ -74,61 +79,15 @@ pub(super) fn slots(max: u64) -> Vec<Remedy> {
     ]
 }
 
-pub(super) fn memory(
-    facts: &HeadroomFacts,
-    level: &MemoryLevel,
-    ancestor: usize,
-    limit: Limit,
-    max: u64,
-) -> Vec<Remedy> {
-    const MIB: u64 = 1 << 20;
-    // Half as much again, in whole MiB.
-    let target = max.saturating_add(max / 2).div_ceil(MIB);
-    let mut remedies = Vec::new();
-    match &level.group.unit {
-        Some(unit) if level.group.container.is_none() => remedies.push(Remedy {
-            change: Change::Command(format!(
-                "systemctl set-property {} {}={target}M",
-                quoted(&unit.name),
-                unit.property
-            )),
-            effect: "half as much memory again, if the host has it".to_owned(),
-            immediate: true,
-        }),
-        _ => remedies.push(Remedy {
-            change: Change::Command(format!(
-                "echo {target}M > {}",
-                quoted(&format!("{}/memory.max", level.group.directory))
-            )),
-            effect: "half as much memory again, until the cgroup is made anew".to_owned(),
-            immediate: true,
-        }),
-    }
-    if limit == Limit::MemcgNoVictim && ancestor == 0 {
-        remedies.push(Remedy {
-            change: Change::Action("start the server with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj PG_OOM_ADJUST_VALUE=0"
-                .to_owned()),
-            effect: "backends can be killed then, and the postmaster's forks are not refused".to_owned(),
-            immediate: false,
-        });
-    }
-    if limit == Limit::MemcgOomKillDisabled {
-        remedies.push(Remedy {
-            change: Change::Command(format!(
-                "echo 0 > {}",
-                quoted(&format!("{}/memory.oom_control", level.group.directory))
-            )),
-            effect: "the OOM killer ends one process instead of all waiting".to_owned(),
-            immediate: true,
-        });
-    }
-    let v1 = facts.kernel < (6, 12) && level.kmem.is_some();
-    if v1 {
-        for remedy in &mut remedies {
-            if let Change::Command(command) = &mut remedy.change {
-                *command = command.replace("/memory.max", "/memory.limit_in_bytes");
-            }
-        }
+pub(super) fn memory(facts: &HeadroomFacts, level: &MemoryLevel, limit: Limit) -> Vec<Remedy> {
+    let levels = facts.memory.iter().map(|level| &level.fact);
+    let mut remedies = Raised::half(&level.fact).map_or_else(Vec::new, |raised| {
+        raised.remedies(levels, facts.host.memory)
+    });
+    match limit {
+        Limit::MemcgNoVictim => remedies.push(let_backends_be_killed()),
+        Limit::MemcgOomKillDisabled => remedies.push(enable_oom_killer(&level.fact.group)),
+        _ => {}
     }
     remedies
 }

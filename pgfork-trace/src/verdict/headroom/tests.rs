@@ -1,6 +1,6 @@
 //! Tests of the arithmetic, each against what the kernel would do next.
 
-use super::super::{MemoryFacts, OvercommitSettings};
+use super::super::{CgroupFact, MemoryFacts, OvercommitSettings};
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -170,11 +170,15 @@ fn other_modes_of_overcommit_count_no_backends() {
 fn memory_limits_drop_caches_first_and_say_who_dies() {
     let mut facts = facts();
     facts.memory = vec![MemoryLevel {
-        current: 100 * MIB,
+        fact: MemcgFact {
+            usage: Some(100 * MIB),
+            limit: Some(90 * MIB),
+            kmem_usage: Some(5 * MIB),
+            kmem_limit: Some(9 * MIB),
+            ..MemcgFact::default()
+        },
         reclaimable: 40 * MIB,
-        max: Some(90 * MIB),
         high: Some(63 * MIB),
-        kmem: Some((5 * MIB, 9 * MIB)),
         ..MemoryLevel::default()
     }];
     let kills = row(&facts, Limit::MemcgOomKill);
@@ -185,7 +189,7 @@ fn memory_limits_drop_caches_first_and_say_who_dies() {
     assert_eq!(rows[0].limit, Limit::MemcgHigh);
     assert_eq!(first(&rows).unwrap().limit, Limit::MemcgOomKill);
     assert!(!rows[0].is_near(Near::default()));
-    facts.killable = Some(false);
+    facts.memory[0].killable = Some(false);
     assert_eq!(
         row(&facts, Limit::MemcgNoVictim).effect,
         Effect::RefusesEnomem
@@ -201,6 +205,54 @@ fn memory_limits_drop_caches_first_and_say_who_dies() {
     facts.memory[0].swap_room = Some(3 * MIB);
     facts.swap_free = Some(MIB);
     assert_eq!(row(&facts, Limit::MemcgNoVictim).room, Some(31 * MIB));
+}
+
+#[test]
+fn swap_counts_only_as_far_as_every_level_allows() {
+    let mut facts = facts();
+    let fact = MemcgFact {
+        usage: Some(60 * MIB),
+        limit: Some(100 * MIB),
+        group: CgroupFact {
+            path: "/a.slice".to_owned(),
+            ..CgroupFact::default()
+        },
+        ..MemcgFact::default()
+    };
+    let own = MemoryLevel {
+        fact: fact.clone(),
+        swap_room: Some(30 * MIB),
+        ..MemoryLevel::default()
+    };
+    let slice = MemoryLevel {
+        fact: MemcgFact {
+            limit: None,
+            ..fact.clone()
+        },
+        swap_room: Some(0),
+        ..MemoryLevel::default()
+    };
+    facts.swap_free = Some(50 * MIB);
+    facts.memory = vec![own.clone()];
+    assert_eq!(row(&facts, Limit::MemcgOomKill).room, Some(70 * MIB));
+    // MemorySwapMax=0 on the slice.
+    facts.memory.push(slice);
+    let full = row(&facts, Limit::MemcgOomKill);
+    assert_eq!(full.room, Some(40 * MIB));
+    assert_eq!(
+        full.notes,
+        ["no room in swap: memory.swap.max of /a.slice leaves none"]
+    );
+    // v1: 120 MiB of both, of which 15 are in swap already.
+    let mut v1 = own;
+    v1.fact = MemcgFact {
+        v1: true,
+        memsw_usage: Some(75 * MIB),
+        memsw_limit: Some(120 * MIB),
+        ..fact
+    };
+    facts.memory = vec![v1];
+    assert_eq!(row(&facts, Limit::MemcgOomKill).room, Some(45 * MIB));
 }
 
 #[test]
@@ -249,13 +301,26 @@ fn absurd_numbers_do_not_overflow() {
         usable: 0,
         inner_namespace: true,
     });
-    facts.memory = vec![MemoryLevel {
-        current: 0,
+    let absurd = |usage, limit| MemoryLevel {
+        fact: MemcgFact {
+            usage: Some(usage),
+            limit: Some(limit),
+            memsw_usage: Some(0),
+            memsw_limit: Some(limit),
+            ..MemcgFact::default()
+        },
         reclaimable: u64::MAX,
-        max: Some(u64::MAX),
         high: Some(0),
         ..MemoryLevel::default()
-    }];
+    };
+    facts.memory = vec![absurd(0, u64::MAX), absurd(u64::MAX, 1)];
+    facts.cost.private_bytes = Some(u64::MAX);
+    facts.cost.commit_bytes = Some(u64::MAX);
+    facts.host.fork_charge_bytes = Some(u64::MAX);
+    facts.pids = vec![
+        level("/a", 0, Some(u64::MAX - 1)),
+        level("/b", u64::MAX, Some(u64::MAX - 1)),
+    ];
     facts.slots = Some(Slots {
         used: u64::MAX,
         max: 0,

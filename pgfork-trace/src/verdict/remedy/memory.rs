@@ -2,7 +2,8 @@
 
 use super::{
     super::{
-        CgroupFact, Change, Evidence, Facts, MemcgFact, MemcgLevel, OvercommitEvidence, Remedy,
+        CgroupFact, Change, Evidence, Facts, MemcgFact, MemcgLevel, MemoryFacts,
+        OvercommitEvidence, Remedy,
     },
     MIB, quoted,
 };
@@ -14,40 +15,44 @@ const LEAST_ROOM: u64 = 256 * MIB;
 pub(super) fn no_victim(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let mut remedies = raise(evidence, facts);
     if !remedies.is_empty() {
-        remedies.push(Remedy {
-            change: Change::Action("start the server with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj PG_OOM_ADJUST_VALUE=0"
-                .to_owned()),
-            effect: "only the postmaster is protected then; at the limit a backend is killed, and the server recovers"
-                .to_owned(),
-            immediate: false,
-        });
+        remedies.push(let_backends_be_killed());
     }
     remedies
+}
+
+pub(in super::super) fn let_backends_be_killed() -> Remedy {
+    Remedy {
+        change: Change::Action("start the server with PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj PG_OOM_ADJUST_VALUE=0"
+            .to_owned()),
+        effect: "only the postmaster is protected then; at the limit a backend is killed, and the server recovers"
+            .to_owned(),
+        immediate: false,
+    }
 }
 
 pub(super) fn oom_kill_disabled(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let mut remedies = raise(evidence, facts);
     let refusing = evidence.memcg.as_ref().and_then(|it| it.refusing());
     let fact = refusing.and_then(|(_, level)| fact_of(level, facts));
-    if let Some(fact) = fact {
-        remedies.push(Remedy {
-            change: Change::Command(format!(
-                "echo 0 > {}",
-                file(&fact.group, "memory.oom_control")
-            )),
-            effect: "instead: at the limit the OOM killer ends one process, and the others go on"
-                .to_owned(),
-            immediate: true,
-        });
-    }
+    remedies.extend(fact.map(|fact| enable_oom_killer(&fact.group)));
     remedies
 }
 
+pub(in super::super) fn enable_oom_killer(group: &CgroupFact) -> Remedy {
+    Remedy {
+        change: Change::Command(format!("echo 0 > {}", file(group, "memory.oom_control"))),
+        effect: "instead: at the limit the OOM killer ends one process, and the others go on"
+            .to_owned(),
+        immediate: true,
+    }
+}
+
 /// mm/memcontrol.c `memcg_update_kmem_max`, 5.10: -1 is no limit, at every level that has one.
-pub(super) fn kernel_memory(facts: &Facts) -> Vec<Remedy> {
-    facts
-        .memory_cgroups
-        .iter()
+pub(in super::super) fn kernel_memory<'f>(
+    levels: impl IntoIterator<Item = &'f MemcgFact>,
+) -> Vec<Remedy> {
+    levels
+        .into_iter()
         .filter(|fact| fact.kmem_limit.is_some())
         .map(|fact| Remedy {
             change: Change::Command(format!(
@@ -77,8 +82,8 @@ fn file(group: &CgroupFact, name: &str) -> String {
     quoted(&format!("{}/{name}", group.directory))
 }
 
-/// Half as much again, at least `LEAST_ROOM`, for the level that refused; the others on its path
-/// must have room for that as well.
+/// Half as much again for the level that refused; the others on its path must have room for that
+/// as well.
 fn raise(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let Some((place, refusing)) = evidence.memcg.as_ref().and_then(|it| it.refusing()) else {
         return Vec::new();
@@ -90,46 +95,82 @@ fn raise(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let Some(limit) = limit else {
         return Vec::new();
     };
-    let more = (limit / 2).max(LEAST_ROOM);
-    let mut remedies = Vec::new();
-    for fact in &facts.memory_cgroups {
-        let own = fact.group.id == refusing.cgroup_id;
-        let used = if own {
-            usage.max(fact.usage.unwrap_or(0))
-        } else {
-            fact.usage.unwrap_or(0)
-        };
-        let target = used.saturating_add(more).div_ceil(MIB) * MIB;
-        let raises = |limit: Option<u64>| limit.is_some_and(|limit| limit < target);
-        let effect = if own {
-            let ram = facts.memory.map(|it| it.mem_available);
-            let short = ram.is_some_and(|available| available < more);
-            format!(
-                "room for {} MiB more{}",
-                more / MIB,
-                if short {
-                    ", which the host does not have: lower what is used instead"
-                } else {
-                    ""
-                }
-            )
-        } else {
-            "needed as well: this one would be full next".to_owned()
-        };
-        // Memory and swap together may not be less than memory alone, so that comes first.
-        if raises(fact.memsw_limit) {
-            remedies.push(set(fact, "memory.memsw.limit_in_bytes", target, &effect));
-        }
-        if raises(fact.limit) {
-            let name = if fact.v1 {
-                "memory.limit_in_bytes"
-            } else {
-                "memory.max"
-            };
-            remedies.push(set(fact, name, target, &effect));
-        }
+    let raised = Raised {
+        id: refusing.cgroup_id,
+        usage,
+        more: half(limit),
+    };
+    raised.remedies(&facts.memory_cgroups, facts.memory)
+}
+
+/// Half of a limit, at least `LEAST_ROOM`.
+fn half(limit: u64) -> u64 {
+    (limit / 2).max(LEAST_ROOM)
+}
+
+/// A level that is to have room for more.
+pub(in super::super) struct Raised {
+    id: u64,
+    usage: u64,
+    more: u64,
+}
+
+impl Raised {
+    /// Half as much again for a level that need not be full.
+    pub(in super::super) fn half(level: &MemcgFact) -> Option<Self> {
+        let usage = level.usage?;
+        let limit = level.limit?;
+        Some(Self {
+            id: level.group.id,
+            usage,
+            more: limit.max(usage).saturating_add(half(limit)) - usage,
+        })
     }
-    remedies
+
+    /// What to change of `levels`, the path from the process's own cgroup upwards.
+    pub(in super::super) fn remedies<'f>(
+        &self,
+        levels: impl IntoIterator<Item = &'f MemcgFact>,
+        host: Option<MemoryFacts>,
+    ) -> Vec<Remedy> {
+        let mut remedies = Vec::new();
+        for fact in levels {
+            let own = fact.group.id == self.id;
+            let used = fact.usage.unwrap_or(0);
+            let used = if own { used.max(self.usage) } else { used };
+            let target = whole_mib(used.saturating_add(self.more));
+            let raises = |limit: Option<u64>| limit.is_some_and(|limit| limit < target);
+            let effect = match own {
+                true => self.effect(host),
+                false => "needed as well: this one would be full next".to_owned(),
+            };
+            // Memory and swap together may not be less than memory alone, so that comes first.
+            if raises(fact.memsw_limit) {
+                remedies.push(set(fact, "memory.memsw.limit_in_bytes", target, &effect));
+            }
+            if raises(fact.limit) {
+                remedies.push(set(fact, fact.limit_file(), target, &effect));
+            }
+        }
+        remedies
+    }
+
+    fn effect(&self, host: Option<MemoryFacts>) -> String {
+        let short = host.is_some_and(|it| it.mem_available < self.more);
+        format!(
+            "room for {} MiB more{}",
+            self.more / MIB,
+            if short {
+                ", which the host does not have: lower what is used instead"
+            } else {
+                ""
+            }
+        )
+    }
+}
+
+fn whole_mib(bytes: u64) -> u64 {
+    bytes.div_ceil(MIB).saturating_mul(MIB)
 }
 
 fn set(fact: &MemcgFact, name: &str, bytes: u64, effect: &str) -> Remedy {
