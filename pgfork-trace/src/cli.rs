@@ -43,7 +43,7 @@ Exit status:
 const CHECK_AFTER_HELP: &str = "\
 Exit status:
   0  nothing is close
-  1  a limit is close or reached
+  1  a limit is close or reached; with --watch, at any look
   2  could not look";
 
 const SELFTEST_AFTER_HELP: &str = "\
@@ -175,14 +175,21 @@ struct CheckFlags {
     /// Look again after each pause until Ctrl-C: 2, 2s, 5m; says how limits move. With --json, one document a line
     #[arg(long, value_name = "PAUSE", value_parser = parse_duration)]
     watch: Option<Duration>,
+    /// Stop watching after this time: 90, 90s, 5m, 1h, 2d
+    #[arg(long = "for", value_name = "DURATION", requires = "watch", value_parser = parse_duration)]
+    duration: Option<Duration>,
+    /// Also write JSON to FILE, which must not exist yet: one document a line
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
     /// Also write metrics for node-exporter's textfile collector to FILE, replacing it in one step
     #[arg(long, value_name = "FILE")]
     prometheus: Option<PathBuf>,
 }
 
 impl CheckFlags {
-    fn plan(self) -> CheckPlan {
-        CheckPlan {
+    /// The plan, and the file for JSON.
+    fn plan(self) -> (CheckPlan, Option<PathBuf>) {
+        let plan = CheckPlan {
             filter: Filter {
                 pids: self.pids,
                 ports: self.ports,
@@ -194,8 +201,10 @@ impl CheckFlags {
                 percent: self.near_percent,
             },
             watch: self.watch,
+            duration: self.duration,
             prometheus: self.prometheus,
-        }
+        };
+        (plan, self.output)
     }
 }
 
@@ -256,6 +265,8 @@ pub struct CheckPlan {
     pub near: Near,
     /// Look again after this pause, until interrupted.
     pub watch: Option<Duration>,
+    /// Stop watching after this time.
+    pub duration: Option<Duration>,
     /// Also write metrics here.
     pub prometheus: Option<PathBuf>,
 }
@@ -308,10 +319,15 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
         trace,
         command,
     } = flags;
+    let mut file = None;
     let (trace, other) = match command {
         None => (trace, None),
         Some(SubFlags::Trace(later)) => (trace.then(later), None),
-        Some(SubFlags::Check(flags)) => (trace, Some(Command::Check(flags.plan()))),
+        Some(SubFlags::Check(flags)) => {
+            let (plan, output) = flags.plan();
+            file = output;
+            (trace, Some(Command::Check(plan)))
+        }
         Some(SubFlags::Probes { load }) => (trace, Some(Command::Probes { load })),
         Some(SubFlags::Selftest) => (trace, Some(Command::Selftest)),
         Some(SubFlags::Causes { id }) => (trace, Some(Command::Causes(id))),
@@ -343,7 +359,7 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
     }
     let output = OutputOptions {
         json: common.json,
-        file: trace.output,
+        file: file.or(trace.output),
         max_size: trace.max_size,
         color: common.color,
         quiet: common.quiet,

@@ -296,6 +296,12 @@ fn check_has_thresholds_and_servers() {
         panic!("check expected")
     };
     assert_eq!(check.watch, Some(Duration::from_secs(2)));
+    let plan = self::plan(&["check", "--watch", "2", "--for", "5m", "-o", "x.json"]);
+    assert_eq!(plan.output.file.as_deref(), Some("x.json".as_ref()));
+    let Command::Check(watched) = plan.command else {
+        panic!("check expected")
+    };
+    assert_eq!(watched.duration, Some(Duration::from_secs(300)));
     assert_eq!(
         check.prometheus.as_deref(),
         Some(std::path::Path::new("x.prom"))
@@ -308,6 +314,8 @@ fn check_has_thresholds_and_servers() {
         &["check", "--all-children"],
         &["check", "--pid", "0"],
         &["check", "--watch", "0"],
+        &["check", "--for", "5m"],
+        &["-o", "x.json", "check"],
     ] {
         assert_eq!(refused(odd).exit_code(), 2, "{odd:?}");
     }

@@ -8,6 +8,8 @@
     reason = "helpers of tests are tests"
 )]
 
+#[path = "native/check.rs"]
+mod check;
 mod support;
 
 use std::{path::Path, process::Command};

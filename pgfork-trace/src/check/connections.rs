@@ -11,7 +11,10 @@ use crate::{
     postgres::{Kind, Postmaster},
 };
 
-use super::server::Child;
+use super::{
+    ages::{self, Arrivals, StateAge},
+    server::Child,
+};
 
 /// Names listed of each kind.
 const TOP: usize = 10;
@@ -42,6 +45,11 @@ pub struct Connections {
     pub starting: u64,
     /// Titles do not say what backends do (update_process_title is off).
     pub activity_hidden: bool,
+    /// How long clients have been in their state, most clients first.
+    pub states: Vec<StateAge>,
+    /// With `--watch`: connections since the look before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arrivals: Option<Arrivals>,
     /// Processes that send the log to standbys and backups.
     pub wal_senders: u64,
     /// Age of the oldest connection, in seconds.
@@ -175,11 +183,11 @@ pub(super) fn count(
 
 impl Connections {
     fn tell(&mut self, activity: &str) {
-        match activity {
+        match ages::state(activity) {
             "idle" => self.idle += 1,
-            "authentication" | "initializing" | "startup" => self.starting += 1,
-            _ if activity.starts_with("idle in transaction") => self.idle_in_transaction += 1,
-            _ if activity.ends_with(" waiting") => self.waiting += 1,
+            "starting" => self.starting += 1,
+            "idle in transaction" => self.idle_in_transaction += 1,
+            "waiting" => self.waiting += 1,
             _ => {}
         }
     }

@@ -19,6 +19,7 @@ pub(super) struct Own {
     pub(super) uid: Option<u32>,
     pub(super) user_ns: Option<u64>,
     pub(super) pid_ns: Option<u64>,
+    pub(super) net_ns: Option<u64>,
     pub(super) commit_bytes: u64,
     pub(super) pids_path: Option<std::path::PathBuf>,
 }
@@ -110,6 +111,7 @@ fn own(root: &Root) -> Own {
         uid: Some(status.uids.real),
         user_ns: namespaces.user,
         pid_ns: namespaces.pid,
+        net_ns: namespaces.net,
         commit_bytes: accounted.map_or(0, |it| it.total_bytes),
         pids_path: status
             .tgid

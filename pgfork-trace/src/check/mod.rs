@@ -1,34 +1,41 @@
 //! `pgfork-trace check`: the room that is left under every limit, without eBPF, without a database
 //! connection, without starting anything.
 
+mod ages;
 mod connections;
 mod history;
 mod host;
 mod origins;
 mod report;
 mod server;
+mod settings;
 mod summary;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use std::{io::Write as _, time::Instant};
+use std::{io::Write, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 
+pub use ages::{Arrivals, Memory, StateAge};
 pub use connections::{Connections, SocketCounts, Tally};
 pub use history::{
     HostHistory, KernelEvent, LogEvents, MemoryEvents, PidsEvents, Pressure, ServerHistory,
 };
 pub use origins::Origin;
 pub use report::{LimitReport, Report, SCHEMA, ServerReport, Trend};
+pub use settings::SettingReport;
 
 use crate::{
     cli::CheckPlan,
     gather::text,
     host::{Pid, Root},
-    output::{OutputOptions, Surroundings, check_document, check_text, write_metrics},
+    output::{
+        CheckFile, OutputOptions, Surroundings, check_document, check_text, watch_text,
+        write_metrics,
+    },
     postgres::{Filter, Identity, Postmaster, Target, discover, identify, presumed, select},
     verdict::{
         findings::findings,
@@ -37,64 +44,104 @@ use crate::{
 };
 use host::Host;
 use server::Server;
+use watch::{Clock, Signals, Trends};
 
 /// Looks, once or again and again, and writes what there is to say; nothing with `-q`. Limits that
-/// are close or reached.
+/// are close or reached; while watching, the most of any look.
 ///
 /// # Errors
 /// As [`look`], or when the output is gone. While watching, only the latter ends it.
-pub fn run(plan: &CheckPlan, output: &OutputOptions) -> Result<u64> {
+pub fn run(plan: &CheckPlan, options: &OutputOptions) -> Result<u64> {
     let root = Root::default();
-    let around = Surroundings::read();
-    let mut before: Option<(Instant, Report)> = None;
+    let mut out = Output {
+        options,
+        around: Surroundings::read(),
+        again: plan.watch.is_some(),
+        file: options.file.as_deref().map(CheckFile::create).transpose()?,
+        prometheus: plan.prometheus.as_deref(),
+    };
+    let mut memory = Memory::default();
+    if plan.watch.is_none() {
+        let report = look_again(&root, &plan.filter, plan.near, &mut memory)?;
+        out.write(&report, &mut std::io::stdout().lock())?;
+        return Ok(report.near);
+    }
+    let look = || look_again(&root, &plan.filter, plan.near, &mut memory);
+    let mut clock = Signals::catch()?;
+    watch(plan, look, &mut clock, |report| {
+        out.write(report, &mut std::io::stdout().lock())
+    })
+}
+
+/// Looks until it is told to stop, or the time is over.
+fn watch(
+    plan: &CheckPlan,
+    mut look: impl FnMut() -> Result<Report>,
+    clock: &mut impl Clock,
+    mut write: impl FnMut(&Report) -> Result<()>,
+) -> Result<u64> {
+    let pause = plan.watch.unwrap_or_default();
+    let end = plan.duration.map(|duration| clock.now() + duration);
+    let mut trends = Trends::default();
+    let mut near = None;
     loop {
-        let now = Instant::now();
-        let mut report = match look(&root, &plan.filter, plan.near) {
-            Ok(report) => report,
-            Err(error) if before.is_some() => {
-                // A restart of the server, for one.
-                writeln!(std::io::stderr(), "pgfork-trace: {error:#}")?;
-                std::thread::sleep(plan.watch.unwrap_or_default());
-                continue;
+        let now = clock.now();
+        match look() {
+            Ok(mut report) => {
+                trends.add(&mut report, now);
+                near = Some(near.unwrap_or(0).max(report.near));
+                write(&report)?;
             }
+            // A restart of the server, for one.
+            Err(error) if near.is_some() => writeln!(std::io::stderr(), "pgfork-trace: {error:#}")?,
             Err(error) => return Err(error),
-        };
-        if let Some((then, before)) = &before {
-            watch::add_trends(&mut report, before, now.duration_since(*then));
         }
-        if let Some(path) = &plan.prometheus {
-            write_metrics(&report, path)
-                .with_context(|| format!("cannot write {}", path.display()))?;
+        let over = |end: Instant| end <= clock.now() + pause;
+        let left = end.map(|end| end.saturating_duration_since(clock.now()));
+        let last = end.is_some_and(over);
+        if clock.pause(left.unwrap_or(pause).min(pause)) || last {
+            return Ok(near.unwrap_or(0));
         }
-        write(&report, plan.watch.is_some(), output, &around)?;
-        let Some(pause) = plan.watch else {
-            return Ok(report.near);
-        };
-        before = Some((now, report));
-        std::thread::sleep(pause);
     }
 }
 
-fn write(
-    report: &Report,
+/// Where reports go.
+struct Output<'o> {
+    options: &'o OutputOptions,
+    around: Surroundings,
+    /// There will be more.
     again: bool,
-    output: &OutputOptions,
-    around: &Surroundings,
-) -> Result<()> {
-    if output.quiet > 0 {
-        return Ok(());
-    }
-    let mut out = std::io::stdout().lock();
-    if output.json {
-        out.write_all(&check_document(report))?;
-    } else {
-        if again && around.stdout_terminal {
-            // Home, and clear what is below.
-            out.write_all(b"\x1b[H\x1b[J")?;
+    file: Option<CheckFile>,
+    prometheus: Option<&'o Path>,
+}
+
+impl Output<'_> {
+    fn write(&mut self, report: &Report, out: &mut impl Write) -> Result<()> {
+        if let Some(path) = self.prometheus {
+            write_metrics(report, path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        out.write_all(check_text(report, output, around).as_bytes())?;
+        if let Some(file) = &mut self.file {
+            file.write(report)?;
+        }
+        if self.options.quiet > 0 {
+            return Ok(());
+        }
+        if self.options.json {
+            out.write_all(&check_document(report))?;
+        } else {
+            let text = match self.again && self.options.verbose == 0 {
+                true => watch_text(report, self.options, &self.around),
+                false => check_text(report, self.options, &self.around),
+            };
+            if self.again && self.around.stdout_terminal {
+                // Home, and clear what is below.
+                out.write_all(b"\x1b[H\x1b[J")?;
+            }
+            out.write_all(text.as_bytes())?;
+        }
+        Ok(out.flush()?)
     }
-    Ok(out.flush()?)
 }
 
 /// Looks once.
@@ -102,10 +149,20 @@ fn write(
 /// # Errors
 /// When `/proc` cannot be listed, no server is found, or what was named is not there.
 pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
+    look_again(root, filter, near, &mut Memory::default())
+}
+
+/// The same, with what earlier looks saw.
+///
+/// # Errors
+/// As [`look`].
+pub fn look_again(root: &Root, filter: &Filter, near: Near, memory: &mut Memory) -> Result<Report> {
     let started = Instant::now();
     let (servers, mut not_seen) = servers(root, filter)?;
     let host = Host::read(root)?;
     let uptime = crate::host::uptime(root).ok().flatten();
+    let pids: Vec<Pid> = servers.iter().map(|it| it.pid).collect();
+    memory.keep(&pids);
     let servers: Vec<ServerReport> = servers
         .into_iter()
         .map(|postmaster| {
@@ -113,6 +170,11 @@ pub fn look(root: &Root, filter: &Filter, near: Near) -> Result<Report> {
             let mut connections =
                 connections::count(&host.census, &server.postmaster, &server.children, uptime);
             connections.sockets = connections::count_sockets(root, &server.postmaster);
+            let silences = server.silences(root, &host);
+            let id = server.postmaster.id();
+            let ages = memory.look(id, &server.children, silences.as_ref(), started);
+            connections.states = ages.states;
+            connections.arrivals = ages.arrivals;
             let history = history::of_server(root, &mut server);
             let (origins, facts) = origins::of_server(root, &host, &server, uptime);
             let mut report = describe(server, connections, history, near);
@@ -191,17 +253,17 @@ fn describe(
 ) -> ServerReport {
     let rows = headroom::headroom(&server.headroom);
     let first = headroom::first(&rows);
-    let summary = summary::sentence(first, server.headroom.cost.measured_backends);
+    let settings = settings::of_server(&server.settings, server.major_version());
     let first = first.and_then(|first| rows.iter().position(|row| std::ptr::eq(row, first)));
     let postmaster = server.postmaster;
-    ServerReport {
+    let mut report = ServerReport {
         pid: postmaster.pid,
         port: postmaster.port,
         data_dir: text(postmaster.data_dir.as_os_str()),
         version: postmaster.version,
         unit: postmaster.unit.map(|unit| unit.unit),
         container: postmaster.container.map(|container| container.id),
-        summary,
+        summary: String::new(),
         first,
         limits: rows
             .into_iter()
@@ -209,10 +271,13 @@ fn describe(
             .collect(),
         backend_cost: server.headroom.cost,
         fork_charge_bytes: server.headroom.host.fork_charge_bytes,
+        settings,
         connections,
         findings: Vec::new(),
         origins: Vec::new(),
         history,
         not_seen: server.not_seen,
-    }
+    };
+    summary::renew(&mut report);
+    report
 }

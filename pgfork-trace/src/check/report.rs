@@ -7,6 +7,7 @@ use super::{
     connections::Connections,
     history::{HostHistory, ServerHistory},
     origins::Origin,
+    settings::SettingReport,
 };
 use crate::verdict::{
     findings::Finding,
@@ -69,6 +70,8 @@ pub struct ServerReport {
     /// Bytes of commit charge that a fork of the postmaster asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fork_charge_bytes: Option<u64>,
+    /// Settings that decide how many processes there may be, and how large.
+    pub settings: Vec<SettingReport>,
     /// Connections and other children.
     pub connections: Connections,
     /// Settings that contradict each other, or what the files say.
@@ -92,17 +95,17 @@ pub struct LimitReport {
     pub row: Row,
     /// Close or reached, by the thresholds asked for.
     pub near: bool,
-    /// With `--watch`: how it moved since the look before.
+    /// With `--watch`: how it moved over the last looks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trend: Option<Trend>,
 }
 
-/// How a limit moved between two looks.
+/// How a limit moved: the line that fits best through up to ten looks before and this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Trend {
-    /// Change of what is used, in the limit's unit.
+    /// Change of what is used over that time, in the limit's unit.
     pub used_change: i64,
-    /// Over this time, in milliseconds.
+    /// Time from the oldest of these looks, in milliseconds.
     pub over_ms: u64,
     /// At this rate nothing is left after so many seconds; absent when it does not grow.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,7 @@
 //! Facts about one server.
 
+use std::collections::HashMap;
+
 use crate::{
     gather::{self, text},
     host::{
@@ -7,6 +9,7 @@ use crate::{
         census::Seen,
         cgroup::{self, Chain, Controller, Level, Reach},
         process::{self, Accounted, INITIAL_USER_NS, Namespaces, Status},
+        sock_diag::{self, Peer, Silence},
     },
     postgres::{Kind, Postmaster, Settings, Title, settings},
     verdict::{
@@ -120,6 +123,7 @@ impl<'h> Server<'h> {
                 hard_limits: gather::hard_limits(root, pid),
                 ..Facts::default()
             },
+            port: self.postmaster.port,
             kernel: host.kernel,
             swap_free: host.info.as_ref().and_then(|info| info.swap_free_bytes),
             total_vm_pages: status
@@ -337,6 +341,33 @@ impl<'h> Server<'h> {
             uncertain,
             limit: limits.processes?.soft.value(),
         })
+    }
+
+    /// How long its TCP connections have been silent, or a note on why that is not known.
+    pub(super) fn silences(&mut self, root: &Root, host: &Host) -> Option<HashMap<Peer, Silence>> {
+        let over_tcp = |child: &Child<'_>| match child.title.as_ref().map(|it| &it.kind) {
+            Some(Kind::Client(client)) => client.port.is_some(),
+            _ => false,
+        };
+        let port = self.postmaster.port?;
+        if !self.children.iter().any(over_tcp) {
+            return None;
+        }
+        let theirs = process::namespaces(&root.pid(self.postmaster.pid)).net;
+        let why = if theirs.is_none() || host.own.net_ns.is_none() {
+            "its network namespace cannot be read (that takes root or its user)".to_owned()
+        } else if theirs != host.own.net_ns {
+            "it is in another network namespace".to_owned()
+        } else {
+            match sock_diag::silences(root, port) {
+                Ok(Some(found)) => return Some(found),
+                Ok(None) => "the kernel's tcp_diag is not loaded (`ss -t` loads it)".to_owned(),
+                Err(error) => format!("the kernel does not tell: {error}"),
+            }
+        };
+        let note = "how long TCP clients have been in their state is not known";
+        self.not_seen.push(format!("{note}: {why}"));
+        None
     }
 
     fn slots(&mut self) -> Option<Slots> {

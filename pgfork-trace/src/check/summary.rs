@@ -1,15 +1,67 @@
-//! One sentence: what refuses next, how soon, whose limit it is.
+//! What refuses next, how soon, whose limit it is, and what to type: two sentences.
 
+use super::report::{LimitReport, ServerReport, Trend};
 use crate::{
-    output::units::{bytes, count, counted},
-    verdict::headroom::{Effect, Limit, Place, Row, Unit},
+    output::units::{bytes, count, counted, long_time},
+    verdict::{
+        Change, Remedy,
+        headroom::{Effect, Limit, Place, Row, Unit},
+    },
 };
 
-/// The sentence; `measured` backends were measured.
-pub(super) fn sentence(first: Option<&Row>, measured: u64) -> String {
-    let Some(row) = first else {
+/// Makes the sentences of a server from its limits.
+pub(super) fn renew(server: &mut ServerReport) {
+    let measured = server.backend_cost.measured_backends;
+    let first = server.first.and_then(|first| server.limits.get(first));
+    let before = server.first.unwrap_or(server.limits.len());
+    // Refuses nobody, and is what people notice first.
+    let slow = server.limits[..before]
+        .iter()
+        .find(|limit| limit.row.effect == Effect::Slows && limit.near);
+    server.summary = match slow {
+        Some(slow) => {
+            let slow = refusal(&slow.row, slow.trend, measured);
+            format!("{slow} {}", sentences(first, measured))
+        }
+        None => sentences(first, measured),
+    };
+}
+
+/// The sentences; `measured` backends were measured. The command is the end, to be copied.
+fn sentences(first: Option<&LimitReport>, measured: u64) -> String {
+    let Some(first) = first else {
         return "No limit that this program can see ends the growth of this server.".to_owned();
     };
+    let row = &first.row;
+    let end = match command(row) {
+        Some(command) => format!(" To make room, type: {command}"),
+        None => String::new(),
+    };
+    format!("{}{end}", refusal(row, first.trend, measured))
+}
+
+/// What makes room at once; a limit on several levels has to be raised on all of them.
+fn command(row: &Row) -> Option<String> {
+    let typed = |remedy: &Remedy| match &remedy.change {
+        Change::Command(command) => Some(command.clone()),
+        Change::Action(_) => None,
+    };
+    let immediate = row.remedy.iter().filter(|remedy| remedy.immediate);
+    let mut at_once = immediate.filter_map(typed);
+    let mut commands = vec![
+        at_once
+            .next()
+            .or_else(|| row.remedy.iter().find_map(typed))?,
+    ];
+    let path =
+        matches!(row.place, Place::Cgroup { .. }) && row.limit != Limit::MemcgOomKillDisabled;
+    if path {
+        commands.extend(at_once);
+    }
+    Some(commands.join(" && "))
+}
+
+fn refusal(row: &Row, trend: Option<Trend>, measured: u64) -> String {
     let what = match row.effect {
         Effect::RefusesEagain => {
             "refuses the next fork (EAGAIN, \"Resource temporarily unavailable\")"
@@ -56,7 +108,13 @@ pub(super) fn sentence(first: Option<&Row>, measured: u64) -> String {
             count(max)
         ),
     };
-    format!("{} {what} {soon}{numbers}{}.", title(row), whose(row))
+    let when = trend
+        .and_then(|trend| trend.full_in_s)
+        .map_or_else(String::new, |seconds| {
+            let time = long_time(seconds.saturating_mul(1_000_000_000));
+            format!(", in {time} at this rate")
+        });
+    format!("{} {what} {soon}{when}{numbers}{}.", title(row), whose(row))
 }
 
 /// What the limit is called where it is set.

@@ -1,7 +1,11 @@
 //! Whole looks at fake trees. `PGFORK_TRACE_BLESS=1` rewrites docs/check-schema.json.
 
 mod figures;
+mod golden;
 mod memory;
+mod races;
+mod versions;
+mod watching;
 
 use super::*;
 use crate::{
@@ -160,9 +164,12 @@ fn every_limit_of_a_unit_on_v2() {
         found.summary
     );
     assert!(
-        found
-            .summary
-            .ends_with("after 5 more backends: 12 tasks of 17 taken in pg.service.")
+        found.summary.ends_with(
+            "after 5 more backends: 12 tasks of 17 taken in pg.service. \
+             To make room, type: systemctl set-property pg.service TasksMax=67"
+        ),
+        "{}",
+        found.summary
     );
     let pids = row(&found, Limit::PidsCgroupMax);
     assert_eq!(
@@ -261,7 +268,7 @@ fn a_server_of_another_user_is_looked_at_from_outside() {
         ..found.candidates[0].clone()
     };
     let presumed = presumed(fake.root(), &candidate).unwrap().unwrap();
-    assert_eq!(presumed.data_dir, std::path::Path::new("/data"));
+    assert_eq!(presumed.data_dir, Path::new("/data"));
     assert_eq!((presumed.uid, presumed.port), (26, None));
 }
 
@@ -475,29 +482,6 @@ fn where_limits_were_set_and_what_contradicts() {
             ("max_connections", false, None),
         ]
     );
-}
-
-#[test]
-fn limits_that_move_say_when_they_are_full() {
-    let fake = FakeRoot::new();
-    server(&fake, "0::/app.slice/pg.service\n");
-    host(&fake);
-    v2(&fake);
-    let first = look(fake.root(), &Filter::default(), Near::default()).unwrap();
-    fake.write("sys/fs/cgroup/app.slice/pg.service/pids.current", "14\n");
-    let mut second = look(fake.root(), &Filter::default(), Near::default()).unwrap();
-    watch::add_trends(&mut second, &first, std::time::Duration::from_secs(4));
-    let limit = &second.servers[0].limits[0];
-    assert_eq!(
-        limit.trend,
-        Some(Trend {
-            used_change: 2,
-            over_ms: 4000,
-            full_in_s: Some(6)
-        })
-    );
-    let text = text_of(&second);
-    assert!(text.contains(", +2 tasks in 4.0 s, full in 6 s"), "{text}");
 }
 
 #[test]

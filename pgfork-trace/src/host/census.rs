@@ -26,6 +26,8 @@ pub struct Seen {
     pub uid: Option<u32>,
     /// Tasks of the process.
     pub threads: u64,
+    /// Times that its main thread went to sleep.
+    pub switches: Option<u64>,
 }
 
 /// All processes and what they take of the pid space.
@@ -74,8 +76,9 @@ pub fn census(root: &Root) -> Result<Census, ReadError> {
             state: stat.state,
             kernel_thread: stat.kernel_thread,
             start_ticks: stat.start_ticks,
-            uid: status.map(|status| status.uids.real),
+            uid: status.as_ref().map(|status| status.uids.real),
             threads,
+            switches: status.and_then(|status| status.voluntary_switches),
         });
     }
     found.numbers = numbers.into_iter().collect();

@@ -23,6 +23,7 @@ pub mod oom_log;
 pub mod process;
 pub mod psi;
 mod read;
+pub mod sock_diag;
 pub mod sockets;
 pub mod sysctl;
 

@@ -31,10 +31,11 @@ pub(super) fn host(history: &HostHistory) -> Vec<String> {
                 )
             });
             let times = counted(event.count, "time", "times");
-            format!(
-                "{what} {} ({times} in the kernel log{last})",
-                name(&event.name)
-            )
+            let whom = match event.name.as_str() {
+                "" => String::new(),
+                whom => format!(" {}", name(whom)),
+            };
+            format!("{what}{whom} ({times} in the kernel log{last})")
         })
         .collect();
     if let Some(pressure) = &history.memory_pressure

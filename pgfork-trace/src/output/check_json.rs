@@ -1,8 +1,13 @@
 //! `check` as JSON: one document on one line.
 
+use std::{io, path::Path};
+
 use schemars::generate::SchemaSettings;
 
-use super::json;
+use super::{
+    file::{self, LineWriter, OpenError},
+    json,
+};
 use crate::check::Report;
 
 /// The JSON schema of the document.
@@ -19,4 +24,46 @@ pub fn check_schema() -> serde_json::Value {
 #[must_use]
 pub fn check_document(report: &Report) -> Vec<u8> {
     json::document(report)
+}
+
+/// A file of documents, one a line.
+pub struct CheckFile {
+    lines: LineWriter,
+    path: std::path::PathBuf,
+    identity: (u64, u64),
+}
+
+impl CheckFile {
+    /// Creates it: never an existing one, never through a symbolic link, for its owner only.
+    ///
+    /// # Errors
+    /// When it exists or cannot be created.
+    pub fn create(path: &Path) -> Result<Self, OpenError> {
+        let file = file::create(path)?;
+        let metadata = file.metadata().map_err(|source| OpenError::Other {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            lines: LineWriter::new(Box::new(file)),
+            path: path.to_owned(),
+            identity: file::identity(&metadata),
+        })
+    }
+
+    /// Appends a report, whole or not at all.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&mut self, report: &Report) -> io::Result<()> {
+        self.lines.write(&check_document(report))
+    }
+}
+
+impl Drop for CheckFile {
+    fn drop(&mut self) {
+        if self.lines.written() == 0 {
+            file::remove_empty(&self.path, self.identity);
+        }
+    }
 }

@@ -1,33 +1,34 @@
 //! `check` as text: what refuses next first, then every limit, then who is connected.
 
 use super::{
-    OutputOptions, Surroundings, check_history,
+    OutputOptions, Surroundings, check_history, check_table,
     escape::{name, sentence},
     text::Style,
     units::{bytes, count, counted, long_time},
 };
 use crate::{
-    check::{Connections, LimitReport, Origin, Report, ServerReport, SocketCounts, Tally, Trend},
-    verdict::headroom::{Effect, Limit, Place, Row, Unit},
+    check::{
+        Connections, LimitReport, Origin, Report, ServerReport, SocketCounts, StateAge, Tally,
+    },
+    verdict::headroom::{Limit, Row},
 };
 
-/// Width of a bar in characters.
-const BAR: u64 = 10;
 /// Widest command that its effect stands next to.
 const COMMAND_WIDTH: usize = 56;
+/// Lines about clients while watching: how many, since when, and the most frequent addresses.
+const WATCHED_LINES: usize = 6;
 
 /// The whole report.
 #[must_use]
 pub fn check_text(report: &Report, options: &OutputOptions, around: &Surroundings) -> String {
-    let style = Style {
-        color: around.colors(options.color, around.stdout_terminal),
-    };
+    let verbose = options.verbose > 0;
+    let style = style(options, around);
     let mut out = String::new();
     for server in &report.servers {
         if !out.is_empty() {
             out.push('\n');
         }
-        out += &self::server(server, style);
+        out += &self::server(server, style, verbose);
     }
     rows(
         &mut out,
@@ -35,16 +36,13 @@ pub fn check_text(report: &Report, options: &OutputOptions, around: &Surrounding
         "host saw",
         check_history::host(&report.history),
     );
-    let unseen = report.not_seen.iter();
-    rows(
-        &mut out,
-        style,
-        "not seen",
-        unseen.map(|note| sentence(note).into_owned()),
-    );
+    rows(&mut out, style, "not seen", notes(&report.not_seen));
     out += &format!(
         "\nKernel {}; {} looked at in {}.{:.1} ms; nothing was changed.\n",
-        name(&report.kernel),
+        match report.kernel.as_str() {
+            "" => "unknown".into(),
+            kernel => name(kernel),
+        },
         counted(report.servers.len() as u64, "server", "servers"),
         report.took_us / 1000,
         report.took_us % 1000 / 100
@@ -52,25 +50,70 @@ pub fn check_text(report: &Report, options: &OutputOptions, around: &Surrounding
     out
 }
 
-fn server(server: &ServerReport, style: Style) -> String {
-    let mut out = format!("{}\n", style.strong(&who(server)));
+/// What moves, for a screen that is drawn again and again.
+#[must_use]
+pub fn watch_text(report: &Report, options: &OutputOptions, around: &Surroundings) -> String {
+    let style = style(options, around);
+    let mut out = String::new();
+    for server in &report.servers {
+        out += &headline(server, style);
+        let first = server.first;
+        let shown: Vec<&LimitReport> = server
+            .limits
+            .iter()
+            .enumerate()
+            .filter(|(at, limit)| {
+                let moves = limit.trend.is_some_and(|trend| trend.used_change != 0);
+                limit.near || first == Some(*at) || moves && limit.row.max.is_some()
+            })
+            .map(|(_, limit)| limit)
+            .collect();
+        rows(
+            &mut out,
+            style,
+            "limits",
+            check_table::table(&shown, style, false),
+        );
+        let clients = clients(&server.connections).into_iter();
+        rows(&mut out, style, "clients", clients.take(WATCHED_LINES));
+        rows(&mut out, style, "others", others(&server.connections));
+    }
+    out += &format!(
+        "{}; {}; -v for everything, Ctrl-C stops.\n",
+        name(&report.time),
+        counted(report.near, "limit is close", "limits are close")
+    );
+    out
+}
+
+fn style(options: &OutputOptions, around: &Surroundings) -> Style {
+    Style {
+        color: around.colors(options.color, around.stdout_terminal),
+    }
+}
+
+fn notes(notes: &[String]) -> impl Iterator<Item = String> {
+    notes.iter().map(|note| sentence(note).into_owned())
+}
+
+/// Who it is, and what refuses next.
+fn headline(server: &ServerReport, style: Style) -> String {
     let first = server.first.and_then(|first| server.limits.get(first));
     let summary = sentence(&server.summary);
     let painted = match first {
         Some(first) if first.near => style.alarm(&summary),
         _ => style.good(&summary),
     };
-    out += &format!("  {painted}\n");
+    format!("{}\n  {painted}\n", style.strong(&who(server)))
+}
+
+fn server(server: &ServerReport, style: Style, verbose: bool) -> String {
+    let mut out = headline(server, style);
+    let first = server.first.and_then(|first| server.limits.get(first));
     if let Some(first) = first {
         let label = if first.near { "type" } else { "to raise" };
         rows(&mut out, style, label, remedies(&first.row, style));
     }
-    out.push('\n');
-    rows(&mut out, style, "limits", limits(server, style));
-    rows(&mut out, style, "backend", [cost(server)]);
-    rows(&mut out, style, "clients", clients(&server.connections));
-    let others = others(&server.connections);
-    rows(&mut out, style, "others", others);
     let wrong = server.findings.iter();
     rows(
         &mut out,
@@ -78,18 +121,51 @@ fn server(server: &ServerReport, style: Style) -> String {
         "note",
         wrong.map(|finding| sentence(&finding.text).into_owned()),
     );
-    rows(&mut out, style, "set in", server.origins.iter().map(origin));
+    out.push('\n');
+    let (endless, limited): (Vec<&LimitReport>, Vec<&LimitReport>) = server
+        .limits
+        .iter()
+        .partition(|limit| limit.row.max.is_none() && limit.row.backends.is_none());
+    let mut table = check_table::table(&limited, style, verbose);
+    table.extend(check_table::unlimited(&endless));
+    rows(&mut out, style, "limits", table);
+    rows(&mut out, style, "backend", [cost(server)]);
+    rows(&mut out, style, "clients", clients(&server.connections));
+    rows(&mut out, style, "others", others(&server.connections));
+    rows(&mut out, style, "settings", settings(server, verbose));
+    rows(&mut out, style, "set in", origins(server, verbose));
     let seen = check_history::server(&server.history);
     rows(&mut out, style, "has seen", seen);
-    rows(
-        &mut out,
-        style,
-        "not seen",
-        server
-            .not_seen
-            .iter()
-            .map(|note| sentence(note).into_owned()),
-    );
+    rows(&mut out, style, "not seen", notes(&server.not_seen));
+    out
+}
+
+/// In one line, or with `verbose` each with its place.
+fn settings(server: &ServerReport, verbose: bool) -> Vec<String> {
+    let all = server.settings.iter();
+    if verbose {
+        return all
+            .map(|it| format!("{} = {}  {}", it.name, name(&it.value), name(&it.source)))
+            .collect();
+    }
+    let all: Vec<String> = all
+        .map(|it| format!("{} {}", it.name, name(&it.value)))
+        .collect();
+    all.chunks(4).map(|line| line.join(", ")).collect()
+}
+
+/// What is in force; with `verbose` also what is overridden.
+fn origins(server: &ServerReport, verbose: bool) -> Vec<String> {
+    let (lost, kept): (Vec<&Origin>, Vec<&Origin>) =
+        server.origins.iter().partition(|origin| origin.overridden);
+    if verbose {
+        return server.origins.iter().map(origin).collect();
+    }
+    let mut out: Vec<String> = kept.into_iter().map(origin).collect();
+    if !lost.is_empty() {
+        let lines = counted(lost.len() as u64, "line that is", "lines that are");
+        out.push(format!("{lines} overridden (-v)"));
+    }
     out
 }
 
@@ -149,6 +225,7 @@ fn remedies(row: &Row, style: Style) -> Vec<String> {
         let or = match (at, row.limit) {
             (0, _) => "",
             // Ways to more of the same; limits on one path, or now and later, go together.
+            _ if remedy.change.starts_with("echo '") => "and ",
             (
                 _,
                 Limit::CommitLimit
@@ -176,132 +253,6 @@ fn remedies(row: &Row, style: Style) -> Vec<String> {
         }
     }
     out
-}
-
-fn limits(server: &ServerReport, style: Style) -> Vec<String> {
-    let mut out = Vec::new();
-    let mut unlimited = Vec::new();
-    for limit in &server.limits {
-        if limit.row.max.is_none() && limit.row.backends.is_none() {
-            unlimited.push(format!("{} {}", limit.row.limit.id(), place(&limit.row)));
-            continue;
-        }
-        out.push(self::limit(limit, style));
-        out.extend(
-            limit
-                .row
-                .notes
-                .iter()
-                .map(|note| format!("    {}", style.label(&sentence(note)))),
-        );
-    }
-    if !unlimited.is_empty() {
-        out.push(format!("no limit: {}", unlimited.join(", ")));
-    }
-    out
-}
-
-fn limit(limit: &LimitReport, style: Style) -> String {
-    let row = &limit.row;
-    let numbers = match row.max {
-        Some(max) => format!(
-            "{} of {}",
-            amount(row.used, row.unit),
-            amount(max, row.unit)
-        ),
-        None => String::new(),
-    };
-    let room = match (row.backends, row.room) {
-        (Some(more), _) => {
-            let about = if row.uncertain_backends > 0 {
-                format!(" (+-{})", count(row.uncertain_backends))
-            } else {
-                String::new()
-            };
-            format!("{}{about}", counted(more, "backend", "backends"))
-        }
-        (None, Some(room)) => format!("{} left", amount(room, row.unit)),
-        (None, None) => String::new(),
-    };
-    let bar = bar(row);
-    let bar = match (limit.near, row.effect) {
-        (true, _) => style.alarm(&bar),
-        (false, Effect::Slows) => style.doubt(&bar),
-        (false, _) => style.good(&bar),
-    };
-    let trend = limit
-        .trend
-        .map_or_else(String::new, |trend| moved(trend, row.unit));
-    let near = if limit.near { "  CLOSE" } else { "" };
-    format!(
-        "{:<23} {bar} {numbers:>24}  {room:<22}  {}{trend}{}",
-        row.limit.id(),
-        place(row),
-        style.alarm(near)
-    )
-}
-
-/// `, +12 tasks in 2.0 s, full in 40 s`.
-fn moved(trend: Trend, unit: Unit) -> String {
-    if trend.used_change == 0 {
-        return String::new();
-    }
-    let sign = if trend.used_change > 0 { '+' } else { '-' };
-    let full = trend.full_in_s.map_or_else(String::new, |seconds| {
-        format!(
-            ", full in {}",
-            long_time(seconds.saturating_mul(1_000_000_000))
-        )
-    });
-    format!(
-        ", {sign}{} in {}.{} s{full}",
-        amount(trend.used_change.unsigned_abs(), unit),
-        trend.over_ms / 1000,
-        trend.over_ms % 1000 / 100
-    )
-}
-
-/// `[#######...]`, full only when nothing is left.
-fn bar(row: &Row) -> String {
-    let filled = match (row.max, row.room) {
-        (_, Some(0)) | (None, None) => BAR,
-        (Some(max), Some(room)) => {
-            let left =
-                (u128::from(room.min(max)) * u128::from(BAR)).div_ceil(u128::from(max.max(1)));
-            BAR - u64::try_from(left).unwrap_or(BAR).min(BAR)
-        }
-        _ => 0,
-    };
-    (0..BAR)
-        .map(|at| if at < filled { '#' } else { '.' })
-        .fold(String::from("["), |bar, c| bar + &c.to_string())
-        + "]"
-}
-
-fn amount(number: u64, unit: Unit) -> String {
-    match unit {
-        Unit::Bytes => bytes(number),
-        Unit::Tasks => format!("{} tasks", count(number)),
-        Unit::Numbers => format!("{} pids", count(number)),
-        Unit::Connections => count(number),
-    }
-}
-
-fn place(row: &Row) -> String {
-    match &row.place {
-        Place::Host => "host".to_owned(),
-        Place::Server => "this server".to_owned(),
-        Place::User { uid } => format!("uid {uid}"),
-        Place::Cgroup {
-            path,
-            unit,
-            property,
-            ..
-        } => match unit {
-            Some(unit) => format!("{} {}", name(unit), name(property)),
-            None => format!("{} {}", name(path), name(property)),
-        },
-    }
 }
 
 fn cost(server: &ServerReport) -> String {
@@ -342,6 +293,16 @@ fn clients(found: &Connections) -> Vec<String> {
             ),
         }
     )];
+    if let Some(arrivals) = found.arrivals {
+        let tenths = arrivals.backends.saturating_mul(10_000) / arrivals.over_ms.max(1);
+        out.push(format!(
+            "{} and stayed since the last look, {}.{} a second",
+            counted(arrivals.backends, "came", "came"),
+            count(tenths / 10),
+            tenths % 10
+        ));
+    }
+    out.extend(found.states.iter().filter_map(age));
     if let (Some(oldest), Some(median)) = (found.oldest_s, found.median_age_s) {
         out.push(format!(
             "connected for: oldest {}, median {}",
@@ -367,6 +328,35 @@ fn clients(found: &Connections) -> Vec<String> {
             .map(|hint| sentence(hint).into_owned()),
     );
     out
+}
+
+/// `idle in transaction for: oldest 12 min, median 40 s; 2 for more than 5 min`.
+fn age(state: &StateAge) -> Option<String> {
+    let time = |seconds: u64| long_time(seconds.saturating_mul(1_000_000_000));
+    let (oldest, median) = (state.oldest_s?, state.median_s?);
+    let mut out = format!(
+        "{} for: oldest {}, median {}",
+        name(&state.state),
+        time(oldest),
+        time(median)
+    );
+    if state.over_5min > 0 {
+        out += &format!("; {} for more than 5 min", count(state.over_5min));
+    }
+    let unknown = state.clients - state.known;
+    let parts = [
+        (state.at_least, "at least: seen so for that long"),
+        (unknown, "not known"),
+    ];
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, what)| format!("{} {what}", count(*number)))
+        .collect();
+    if !parts.is_empty() {
+        out += &format!(" (of {}: {})", count(state.clients), parts.join(", "));
+    }
+    Some(out)
 }
 
 fn sockets(found: &SocketCounts) -> String {

@@ -7,6 +7,7 @@
 mod check_history;
 mod check_json;
 mod check_prometheus;
+mod check_table;
 mod check_text;
 pub mod escape;
 mod file;
@@ -21,9 +22,9 @@ mod selftest;
 mod text;
 pub mod units;
 
-pub use check_json::{check_document, check_schema};
+pub use check_json::{CheckFile, check_document, check_schema};
 pub use check_prometheus::{check_metrics, write_metrics};
-pub use check_text::check_text;
+pub use check_text::{check_text, watch_text};
 pub use file::OpenError;
 pub use json::schema;
 pub use line::Line;

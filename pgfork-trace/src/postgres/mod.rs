@@ -16,4 +16,4 @@ pub use roles::{Described, Role, describe};
 pub use select::{Filter, SelectError, Target, select};
 pub use server_log::{LogCounts, server_log};
 pub use settings::{Setting, Settings, settings};
-pub use titles::{Kind, Title};
+pub use titles::{Client, Kind, Title};

@@ -16,6 +16,7 @@ use super::{
     OvercommitSettings, evidence::CgroupLevel,
 };
 
+pub(super) use memory::heuristic;
 pub(super) use scope::scope;
 
 /// What to change.
@@ -75,7 +76,7 @@ pub(super) fn remedies(cause: Cause, evidence: &Evidence, facts: &Facts) -> Vec<
         Cause::OvercommitHeuristic => evidence
             .overcommit
             .as_ref()
-            .map(memory::heuristic)
+            .map(heuristic)
             .unwrap_or_default(),
         Cause::MemcgNoVictim => memory::no_victim(evidence, facts),
         Cause::MemcgOomKillDisabled => memory::oom_kill_disabled(evidence, facts),

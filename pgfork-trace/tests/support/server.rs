@@ -260,6 +260,12 @@ impl Server {
         greet(stream)
     }
 
+    /// A connection to this address, served.
+    #[track_caller]
+    pub(crate) fn connect_over(&self, address: &str) -> TcpStream {
+        greet(TcpStream::connect((address, self.port)).unwrap()).unwrap()
+    }
+
     /// A refused connection to this address; the client's own port.
     #[track_caller]
     pub(crate) fn refused_over(&self, address: &str) -> u16 {

@@ -62,6 +62,8 @@ pub struct Status {
     pub vm_pte_bytes: Option<u64>,
     /// `VmStk`: stack, in bytes.
     pub vm_stack_bytes: Option<u64>,
+    /// Times that its main thread went to sleep and was woken again.
+    pub voluntary_switches: Option<u64>,
 }
 
 /// Reads `/proc/PID/status`. Works for thread ids as well.
@@ -133,6 +135,9 @@ impl Status {
             b"VmData" => self.vm_data_bytes = Some(read::kilobytes(value).ok_or(SIZE)?),
             b"VmPTE" => self.vm_pte_bytes = Some(read::kilobytes(value).ok_or(SIZE)?),
             b"VmStk" => self.vm_stack_bytes = Some(read::kilobytes(value).ok_or(SIZE)?),
+            b"voluntary_ctxt_switches" => {
+                self.voluntary_switches = Some(read::parse(value).ok_or(NUMBER)?);
+            }
             _ => {}
         }
         Ok(())

@@ -175,6 +175,12 @@ fn heuristic(facts: &HeadroomFacts) -> Option<Row> {
         "the postmaster's largest private mapping against RAM and swap; the number of backends does not matter"
             .to_owned(),
     );
+    row.remedy = remedy::heuristic(&OvercommitEvidence {
+        largest_mapping_bytes: Some(largest),
+        mem_total_bytes: Some(memory.mem_total),
+        swap_total_bytes: Some(memory.swap_total),
+        ..OvercommitEvidence::default()
+    });
     Some(row)
 }
 
@@ -257,7 +263,7 @@ fn slots(facts: &HeadroomFacts) -> Option<Row> {
             slots.max, slots.reserved
         ));
     }
-    row.remedy = remedies::slots(slots.max);
+    row.remedy = remedies::slots(facts, slots.max);
     Some(counted(
         row,
         slots.used,

@@ -150,6 +150,7 @@ fn high(facts: &HeadroomFacts, ancestor: usize, level: &MemoryLevel) -> Option<R
     row.max = Some(high);
     row.room = Some(high.saturating_sub(row.used));
     row.backends = backend(facts).zip(row.room).map(|(each, room)| room / each);
+    row.remedy = remedies::high(level, high);
     Some(row)
 }
 
@@ -198,6 +199,6 @@ fn host(facts: &HeadroomFacts) -> Option<Row> {
         units::bytes(memory.mem_available),
         units::bytes(swap)
     ));
-    row.remedy = remedies::host_memory();
+    row.remedy = remedies::host_memory(facts, backend(facts));
     Some(row)
 }

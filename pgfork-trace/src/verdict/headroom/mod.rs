@@ -196,7 +196,7 @@ impl Default for Near {
 }
 
 impl Row {
-    /// Whether this limit is close or reached. Being slowed down is not being refused.
+    /// Whether this limit is close or reached.
     #[must_use]
     pub fn is_near(&self, near: Near) -> bool {
         let (Some(max), Some(room)) = (self.max, self.room) else {
@@ -204,7 +204,7 @@ impl Row {
         };
         let little = u128::from(room) * 100 <= u128::from(max) * u128::from(near.percent);
         let few = self.backends.is_some_and(|more| more <= near.backends);
-        self.effect != Effect::Slows && (little || few)
+        little || few
     }
 
     fn new(limit: Limit, place: Place, effect: Effect, unit: Unit) -> Self {
@@ -303,6 +303,8 @@ pub struct Slots {
 pub struct HeadroomFacts {
     /// The host and the postmaster, as for a verdict. `memory.committed_as` without this program.
     pub host: Facts,
+    /// TCP port of the server.
+    pub port: Option<u16>,
     /// Kernel version, for what cannot be told otherwise.
     pub kernel: (u32, u32),
     /// `SwapFree`, bytes.
@@ -338,6 +340,9 @@ pub struct HeadroomFacts {
 pub fn headroom(facts: &HeadroomFacts) -> Vec<Row> {
     let mut rows: Vec<Row> = limits::rows(facts);
     rows.extend(memory::rows(facts));
+    for row in &mut rows {
+        remedies::lasting(&mut row.remedy);
+    }
     rows.sort_by_key(|row| {
         let reached = row.backends.is_none();
         // Being slowed down refuses nobody.

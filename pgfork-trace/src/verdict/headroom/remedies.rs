@@ -15,6 +15,9 @@ const PID_MAX_LIMIT: u64 = 4 << 20;
 const THREADS_LIMIT: u64 = 0x3fff_ffff;
 /// First number that is given out again and again.
 const RESERVED_PIDS: u64 = 300;
+const MIB: u64 = 1 << 20;
+/// Backends that more swap is for.
+const WANTED_BACKENDS: u64 = 50;
 
 fn sysctl(name: &str, value: u64, more: u64) -> Remedy {
     Remedy {
@@ -60,23 +63,88 @@ pub(super) fn namespace(facts: &Facts) -> Vec<Remedy> {
     }]
 }
 
-pub(super) fn slots(max: u64) -> Vec<Remedy> {
+/// Keeps every `sysctl NAME=VALUE` for the next boot. systemd-sysctl takes the last file by name, and
+/// Debian's last one is 99-sysctl.conf.
+pub(super) fn lasting(remedies: &mut Vec<Remedy>) {
+    let given = std::mem::take(remedies);
+    for remedy in given {
+        let setting = remedy.change.strip_prefix("sysctl ");
+        let kept = setting
+            .and_then(|it| it.split_once('='))
+            .map(|(name, value)| Remedy {
+                change: Change::Command(format!(
+                    "echo '{name} = {value}' > /etc/sysctl.d/zz-{name}.conf"
+                )),
+                effect: "the same, from the next boot on".to_owned(),
+                immediate: false,
+            });
+        remedies.push(remedy);
+        remedies.extend(kept);
+    }
+}
+
+/// Ends what is idle; a superuser has slots of his own to do it from.
+fn end_idle(port: Option<u16>) -> Remedy {
+    Remedy {
+        change: Change::Command(format!(
+            "psql {}-U postgres -c \"select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle' and state_change < now() - interval '10 min'\"",
+            to(port)
+        )),
+        effect: "ends connections that were idle for 10 min; a pooler in front keeps them away"
+            .to_owned(),
+        immediate: true,
+    }
+}
+
+fn to(port: Option<u16>) -> String {
+    port.map_or_else(String::new, |port| format!("-p {port} "))
+}
+
+pub(super) fn slots(facts: &HeadroomFacts, max: u64) -> Vec<Remedy> {
+    let restart = match &facts.host.unit {
+        Some(unit) => format!("systemctl restart {}", quoted(unit)),
+        None => format!(
+            "pg_ctl -D \"$(readlink /proc/{}/cwd)\" restart",
+            facts.host.pid
+        ),
+    };
     vec![
-        Remedy {
-            change: Change::Action("end idle connections, or put a pooler in front".to_owned()),
-            effect: "frees slots without a restart".to_owned(),
-            immediate: true,
-        },
+        end_idle(facts.port),
         Remedy {
             change: Change::Command(format!(
-                "psql -c 'ALTER SYSTEM SET max_connections = {}'",
+                "psql {}-U postgres -c 'ALTER SYSTEM SET max_connections = {}' && {restart}",
+                to(facts.port),
                 raised(max)
             )),
-            effect: "more slots once the server is restarted; see that the limits below allow as many processes"
-                .to_owned(),
+            effect: "more slots; see that the other limits allow as many processes".to_owned(),
             immediate: false,
         },
     ]
+}
+
+/// More memory before the cgroup is slowed down.
+pub(super) fn high(level: &MemoryLevel, high: u64) -> Vec<Remedy> {
+    let target = half_more(high);
+    let command = match &level.fact.group.unit {
+        Some(unit) if level.fact.group.container.is_none() => format!(
+            "systemctl set-property {} MemoryHigh={target}M",
+            quoted(&unit.name)
+        ),
+        _ => format!(
+            "echo {target}M > {}",
+            quoted(&format!("{}/memory.high", level.fact.group.directory))
+        ),
+    };
+    vec![Remedy {
+        change: Change::Command(command),
+        effect: "half as much memory again before it is slowed down".to_owned(),
+        immediate: true,
+    }]
+}
+
+/// Half as much again, in whole MiB.
+fn half_more(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 2).div_ceil(MIB)
 }
 
 pub(super) fn memory(facts: &HeadroomFacts, level: &MemoryLevel, limit: Limit) -> Vec<Remedy> {
@@ -92,12 +160,22 @@ pub(super) fn memory(facts: &HeadroomFacts, level: &MemoryLevel, limit: Limit) -
     remedies
 }
 
-pub(super) fn host_memory() -> Vec<Remedy> {
-    vec![Remedy {
-        change: Change::Action(
-            "end idle connections, lower work_mem, or add RAM or swap".to_owned(),
-        ),
-        effect: "memory in use is what ends here, not a limit that can be raised".to_owned(),
-        immediate: true,
-    }]
+/// Memory in use is what ends here, not a limit that can be raised.
+pub(super) fn host_memory(facts: &HeadroomFacts, backend: Option<u64>) -> Vec<Remedy> {
+    let each = backend.unwrap_or(10 * MIB);
+    let gib = (each.saturating_mul(WANTED_BACKENDS))
+        .div_ceil(1024 * MIB)
+        .max(1);
+    vec![
+        end_idle(facts.port),
+        Remedy {
+            change: Change::Command(format!(
+                "fallocate -l {gib}G /swapfile && chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile"
+            )),
+            effect: format!(
+                "{gib} GiB of swap, until the next boot; a lower work_mem and more RAM help as well"
+            ),
+            immediate: true,
+        },
+    ]
 }

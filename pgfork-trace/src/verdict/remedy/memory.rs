@@ -204,7 +204,7 @@ fn set(fact: &MemcgFact, name: &str, bytes: u64, effect: &str) -> Remedy {
 }
 
 /// mm/util.c `__vm_enough_memory`, 5.10 to 7.2: what is asked for may be as large as RAM and swap.
-pub(super) fn heuristic(overcommit: &OvercommitEvidence) -> Vec<Remedy> {
+pub(in super::super) fn heuristic(overcommit: &OvercommitEvidence) -> Vec<Remedy> {
     let asked = overcommit
         .requested_bytes
         .max(overcommit.largest_mapping_bytes);
