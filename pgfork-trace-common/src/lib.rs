@@ -205,6 +205,27 @@ pub mod source {
     pub const KERNEL_CLONE: u32 = 1;
     /// The return of `fork` in the watched process's C library.
     pub const LIBC_FORK: u32 = 2;
+    /// The system call, by the tracepoints `sys_enter` and `sys_exit`.
+    pub const SYSCALL: u32 = 3;
+}
+
+/// Parts of [`Attempt::syscall`]: what a [`source::SYSCALL`] attempt was seen to be.
+pub mod syscall {
+    /// The number of the system call.
+    pub const NUMBER: u32 = 0xffff;
+    /// `sys_enter` was seen: no filter or tracer answered in place of the kernel's fork path.
+    pub const ENTERED: u32 = 1 << 16;
+    /// `sys_exit` was seen and `sys_enter`, which was watched, was not.
+    pub const ANSWERED_BEFORE: u32 = 1 << 17;
+
+    /// `clone` (x86-64, arch/x86/entry/syscalls/syscall_64.tbl).
+    pub const CLONE: u32 = 56;
+    /// `fork`.
+    pub const FORK: u32 = 57;
+    /// `vfork`.
+    pub const VFORK: u32 = 58;
+    /// `clone3`.
+    pub const CLONE3: u32 = 435;
 }
 
 /// Bits of [`Attempt::valid`]: which readings are present.
@@ -474,8 +495,12 @@ pub struct Attempt {
     pub memcg: MemcgSeen,
     /// Whose connection it was.
     pub client: Client,
-    /// How many numbers were asked for (`set_tid_size` of `alloc_pid`).
+    /// How many numbers were asked for (`set_tid_size` of `alloc_pid`, or of clone3).
     pub set_tid_size: u32,
+    /// Parts of [`syscall`], for [`source::SYSCALL`].
+    pub syscall: u32,
+    /// Padding.
+    pub pad: u32,
     /// State at the end.
     pub state: State,
     /// Records lost so far because the ring buffer was full.
@@ -749,7 +774,7 @@ const _: () = {
     assert!(size_of::<PidnsLevel>() == 16);
     assert!(size_of::<MemcgSeen>() == 64);
     assert!(size_of::<Client>() == 28);
-    assert!(size_of::<Attempt>() == 960);
+    assert!(size_of::<Attempt>() == 968);
     assert!(size_of::<MemoryRefusal>() == 168);
     assert!(size_of::<OomKill>() == 80);
     assert!(size_of::<Sigkill>() == 56);

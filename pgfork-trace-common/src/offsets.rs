@@ -176,6 +176,16 @@ offsets! {
     percpu_count: "percpu_counter", "count";
     /// `kernel_clone_args.flags`
     clone_args_flags: "kernel_clone_args", "flags";
+    /// `pt_regs.di` (x86): first argument of a system call
+    regs_di: "pt_regs", "di";
+    /// `pt_regs.si` (x86): second argument
+    regs_si: "pt_regs", "si";
+    /// `pt_regs.orig_ax` (x86): number of the system call
+    regs_orig_ax: "pt_regs", "orig_ax";
+    /// `task_struct.thread_info.status` (x86)
+    task_status: "task_struct", "thread_info.status";
+    /// `signal_struct.nr_threads`
+    signal_nr_threads: "signal_struct", "nr_threads";
 }
 
 /// Number of fields in [`Offsets`].

@@ -95,7 +95,7 @@ pub fn watched(tgid: u32) -> Option<Watched> {
 }
 
 #[inline(always)]
-fn totals(tgid: u32) -> Option<&'static mut Totals> {
+pub fn totals(tgid: u32) -> Option<&'static mut Totals> {
     // SAFETY: map values outlive the program; concurrent threads of one process
     // may race on plain counters, so they are changed by atomic additions only.
     TOTALS

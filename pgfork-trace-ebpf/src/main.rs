@@ -23,7 +23,7 @@ use aya_ebpf::{
 use checks::{
     clone, kill, memcg,
     memory::{self, Request},
-    overcommit, pid, pids, process, rlimit, stages,
+    overcommit, pid, pids, process, rlimit, stages, syscall,
 };
 use pgfork_trace_common::Check;
 
@@ -139,6 +139,16 @@ fn libc_fork_uprobe(_ctx: ProbeContext) {
 #[uretprobe]
 fn libc_fork_uretprobe(ctx: RetProbeContext) {
     clone::libc_returned(ctx.ret::<u64>() as i32);
+}
+
+#[raw_tracepoint]
+fn sys_enter(ctx: RawTracePointContext) {
+    syscall::entered(kill::argument(&ctx, 0), kill::argument(&ctx, 1));
+}
+
+#[raw_tracepoint]
+fn sys_exit(ctx: RawTracePointContext) {
+    syscall::returned(kill::argument(&ctx, 0), kill::argument(&ctx, 1) as i64);
 }
 
 // Checks that need more than their result.

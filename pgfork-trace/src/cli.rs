@@ -140,6 +140,12 @@ struct TraceFlags {
     /// requests for memory, which end in "out of memory"
     #[arg(long)]
     all_children: bool,
+    /// With the tracepoint method: also see clone, clone3, vfork, and programs without a C library of their own
+    ///
+    /// Watches system calls instead of the C library's fork(), in watched processes and, with --all-children, below
+    /// them. Every system call of every process of the host then takes a little longer. Not needed with fexit and kprobe.
+    #[arg(long)]
+    syscalls: bool,
     /// Also write JSON lines to FILE, which must not exist yet
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -230,6 +236,7 @@ impl TraceFlags {
             data_dirs: self.data_dirs,
             comms: self.comms,
             all_children: later.all_children || self.all_children,
+            syscalls: later.syscalls || self.syscalls,
             output: later.output.or(self.output),
             max_size: later.max_size.or(self.max_size),
             duration: later.duration.or(self.duration),
@@ -278,6 +285,8 @@ pub struct TracePlan {
     pub filter: Filter,
     /// What is refused to their descendants as well, and memory.
     pub all_children: bool,
+    /// With the tracepoint method: watch system calls.
+    pub syscalls: bool,
     /// Stop after this time.
     pub duration: Option<Duration>,
     /// Stop after this many refusals.
@@ -373,6 +382,7 @@ fn resolve(flags: Flags) -> Result<Plan, clap::Error> {
             comms: trace.comms,
         },
         all_children: trace.all_children,
+        syscalls: trace.syscalls,
         duration: trace.duration,
         until: trace.until,
     }));

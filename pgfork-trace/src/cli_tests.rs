@@ -64,6 +64,15 @@ fn children_are_asked_for() {
 }
 
 #[test]
+fn system_calls_are_asked_for() {
+    assert!(!trace(&[]).syscalls);
+    assert!(trace(&["--syscalls", "trace"]).syscalls);
+    assert!(trace(&["trace", "--syscalls"]).syscalls);
+    let help = command().render_long_help().to_string();
+    assert!(help.contains("Every system call of every process of the host"));
+}
+
+#[test]
 fn lists_are_repeatable() {
     let trace = trace(&[
         "--pid",

@@ -315,6 +315,34 @@ fn signals_end_it_with_totals() {
 }
 
 #[test]
+fn system_calls_are_watched_when_asked_for() {
+    needs_tracing!();
+    needs_root!();
+    let mut forker = Forker::start();
+    let method = ["--method", "tracepoint", "--syscalls"];
+    let mut arguments = method.to_vec();
+    let pid = forker.pid();
+    arguments.extend(["--pid", &pid]);
+    let mut tracer = Tracer::watching(&arguments);
+    for _ in 0..3 {
+        forker.fork();
+    }
+    assert_eq!(forker.tell("limit"), "done");
+    forker.refused();
+    let refusal = tracer.line("refusal", |_| true);
+    assert_eq!(refusal["cause"], "rlimit_nproc", "{refusal:#}");
+    assert_eq!(refusal["syscall"], "clone");
+    assert_eq!(refusal["errno"]["number"], libc::EAGAIN);
+    assert!(refusal["duration_ns"].as_u64().unwrap() > 0);
+    let finished = tracer.stop();
+    let totals = finished.of("totals");
+    // Once each, not by the system call and by the C library.
+    assert_eq!(totals[0]["forks"], 4);
+    assert_eq!(totals[0]["refused"], 1);
+    forker.quit();
+}
+
+#[test]
 fn started_by_nohup_it_survives_a_hangup() {
     needs_tracing!();
     needs_root!();

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     attribution::{self, Outcome},
-    tracer::{Said, Tracer},
+    tracer::{SYSCALLS, Said, Tracer, is_tracepoint},
 };
 
 mod cases;
@@ -215,7 +215,12 @@ fn act(case: &Case, mut fixture: Fixture, pid: u32, method: &str, tracer: &Trace
     if !case.cause.is_empty() && (case.visible)(method) {
         linger(|| told(1));
     }
-    if case.armed && method != "tracepoint" {
+    if case.early && method == SYSCALLS {
+        // The first call that is seen to end may have begun before it was watched.
+        came = fixture.go()?;
+        linger(|| told(2));
+    }
+    if case.armed && !is_tracepoint(method) {
         // The first refusal is what has the checks on hot paths attached.
         linger(|| notices(&tracer.lines()));
         came = fixture.go()?;
@@ -277,7 +282,7 @@ fn judge(case: &Case, method: &str, pid: u32, said: &Said) -> Result<()> {
     );
     let certainty = line["certainty"].as_str().unwrap_or_default();
     let expected: &[&str] = match case.certain {
-        _ if method == "tracepoint" && case.kind == Kind::Fork => &["deduced"],
+        _ if is_tracepoint(method) && case.kind == Kind::Fork => &["deduced"],
         Certain::Observed => &["observed"],
         Certain::Deduced => &["deduced"],
         Certain::Either => &["observed", "deduced"],
@@ -286,6 +291,10 @@ fn judge(case: &Case, method: &str, pid: u32, said: &Said) -> Result<()> {
         expected.contains(&certainty),
         "certainty {certainty}, expected {expected:?}: {line}"
     );
+    if case.early && method == SYSCALLS {
+        let because = line["because"].as_str().unwrap_or_default();
+        ensure!(because.contains("was not entered"), "{line}");
+    }
     if let Some(errno) = case.errno.filter(|_| case.kind == Kind::Fork) {
         ensure!(
             line["errno"]["number"] == errno,

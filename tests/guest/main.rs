@@ -2,7 +2,8 @@
 //! `pgfork-trace` explain it, and compares what it says with the kernel's own
 //! counters, the limits that were set, and the server's log.
 //!
-//! `pgfork-trace-guest [--methods fexit,kprobe,tracepoint] [SCENARIO...]`; prints
+//! `pgfork-trace-guest [--methods fexit,kprobe,tracepoint,syscalls] [SCENARIO...]` (`syscalls` is
+//! `tracepoint` with the option `--syscalls`); prints
 //! how many tests it will run and one line for each, and exits with 1 when one failed.
 //! `pgfork-trace-guest headroom [LIMIT...]` compares what `check` predicts with what then
 //! happens; `pgfork-trace-guest fixtures [--methods ...] [NAME...]` needs no server: a small

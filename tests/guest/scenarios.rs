@@ -10,7 +10,7 @@ use crate::{
     forker::Forker,
     limits::{self, Cgroups, Hog, Restored, meminfo, number, pids_events, set_sysctl, sysctl},
     server::{Server, wait_for},
-    tracer::{Said, Tracer},
+    tracer::{SYSCALLS, Said, Tracer, is_tracepoint},
 };
 
 pub(crate) const EAGAIN: &str = "Resource temporarily unavailable";
@@ -135,7 +135,7 @@ pub(crate) fn first(said: &Said) -> Result<&Value> {
 
 /// The certainty that a method can give for a check.
 pub(crate) fn certainty(method: &str, inline_here: bool) -> &'static str {
-    if method == "tracepoint" || inline_here {
+    if is_tracepoint(method) || inline_here {
         "deduced"
     } else {
         "observed"
@@ -149,7 +149,11 @@ pub(crate) fn check_common(
     cause: &str,
     certainty: &str,
 ) -> Result<()> {
-    let method = refusal["method"].as_str().unwrap_or("?");
+    // Only that one tells the system call.
+    let method = match refusal["syscall"].as_str() {
+        Some(_) => SYSCALLS,
+        None => refusal["method"].as_str().unwrap_or("?"),
+    };
     attribution::report(cause, method, Some(refusal), true);
     expect_eq!(refusal["errno"]["name"], errno, "errno");
     expect_eq!(refusal["cause"], cause, "cause");
@@ -270,7 +274,7 @@ fn pids(
     if cgroups.inner.join("pids.events").exists() {
         expect_eq!(blamed, said.of("refusal").len() as u64, "pids.events");
     }
-    if method != "tracepoint" {
+    if !is_tracepoint(method) {
         expect_eq!(refusal["trail"][0]["function"], "pids_can_fork", "trail");
         expect_eq!(refusal["trail"][0]["returned"], "-EAGAIN", "trail");
     }
@@ -391,7 +395,7 @@ fn commit_limit(
     check_commit_numbers(server, &refusal["evidence"]["overcommit"], method)?;
     let remedy = refusal["remedy"][0]["command"].as_str().unwrap_or_default();
     ensure!(remedy.starts_with(command), "remedy: {remedy}");
-    if method != "tracepoint" {
+    if !is_tracepoint(method) {
         expect_eq!(
             refusal["trail"][0]["function"],
             "__vm_enough_memory",
@@ -436,7 +440,7 @@ fn check_commit_numbers(server: &Server, evidence: &Value, method: &str) -> Resu
     );
     let skew = bytes("counter_skew_bytes")?;
     let committed = bytes("committed_bytes").or_else(|_| bytes("committed_after_bytes"))?;
-    let asked = if method == "tracepoint" {
+    let asked = if is_tracepoint(method) {
         bytes("fork_charge_bytes")?
     } else {
         bytes("requested_bytes")?
@@ -577,7 +581,7 @@ fn killed(server: &mut Server, method: &str) -> Result<()> {
     let before = hooked_functions()?;
     let tracer = Tracer::start("killed", method, &[])?;
     let during = hooked_functions()?;
-    if method != "tracepoint" {
+    if !is_tracepoint(method) {
         ensure!(
             during > before,
             "hooks are not seen: {before} before, {during} while watching"

@@ -13,6 +13,8 @@ use serde_json::Value;
 use crate::server::wait_for;
 
 const OUT: &str = "/out";
+/// Stands for the tracepoint method with `--syscalls`.
+pub(crate) const SYSCALLS: &str = "syscalls";
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A running tracer.
@@ -20,6 +22,20 @@ pub(crate) struct Tracer {
     child: Child,
     json: PathBuf,
     text: PathBuf,
+    syscalls: bool,
+}
+
+/// The options for a method; `syscalls` is the tracepoint method with that option.
+pub(crate) fn options(method: &str) -> Vec<&str> {
+    match method {
+        SYSCALLS => vec!["--method", "tracepoint", "--syscalls"],
+        method => vec!["--method", method],
+    }
+}
+
+/// Whether a method hooks nothing in the kernel's fork path.
+pub(crate) fn is_tracepoint(method: &str) -> bool {
+    ["tracepoint", SYSCALLS].contains(&method)
 }
 
 /// What it said.
@@ -30,6 +46,7 @@ pub(crate) struct Said {
     pub(crate) lines: Vec<Value>,
     /// Text.
     pub(crate) text: String,
+    syscalls: bool,
 }
 
 impl Tracer {
@@ -72,7 +89,8 @@ impl Tracer {
             }
         };
         let child = command
-            .args(["--method", method, "--for", "120s", "-o"])
+            .args(options(method))
+            .args(["--for", "120s", "-o"])
             .arg(&json)
             .args(arguments)
             .stdin(Stdio::null())
@@ -80,7 +98,13 @@ impl Tracer {
             .stderr(output)
             .spawn()
             .context("cannot start pgfork-trace")?;
-        let mut tracer = Self { child, json, text };
+        let syscalls = method == SYSCALLS;
+        let mut tracer = Self {
+            child,
+            json,
+            text,
+            syscalls,
+        };
         wait_for("pgfork-trace watches", || {
             let ended = tracer.child.try_wait().ok().flatten().is_some();
             (ended || tracer.lines().iter().any(|line| line["type"] == "start")).then_some(())
@@ -121,6 +145,7 @@ impl Tracer {
             status: status.code().unwrap_or(-1),
             lines: self.lines(),
             text: fs::read_to_string(&self.text)?,
+            syscalls: self.syscalls,
         })
     }
 }
@@ -143,6 +168,9 @@ impl Said {
 
     /// The method that was in use.
     pub(crate) fn method(&self) -> &str {
+        if self.syscalls {
+            return SYSCALLS;
+        }
         self.of("start")
             .first()
             .and_then(|start| start["method"].as_str())

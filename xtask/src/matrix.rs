@@ -17,7 +17,17 @@ pub(crate) const KERNELS: [Series; 5] = [
     Series::V6_18,
     Series::V7_2,
 ];
-pub(crate) const METHODS: [&str; 3] = ["fexit", "kprobe", "tracepoint"];
+/// The tracepoint method with `--syscalls`, as the guests call it.
+pub(crate) const SYSCALLS: &str = "syscalls";
+pub(crate) const METHODS: [&str; 4] = ["fexit", "kprobe", "tracepoint", SYSCALLS];
+
+/// As people call it.
+fn shown(method: &str) -> &str {
+    match method {
+        SYSCALLS => "tracepoint --syscalls",
+        method => method,
+    }
+}
 
 /// Verdicts of one cause on one kernel by one method.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,7 +142,12 @@ impl Matrix {
         }
         text.push_str("\n|---|---|---|---|---|---|---|\n");
         for (cause, method, cells) in self.rows() {
-            let _ = writeln!(text, "| `{cause}` | {method} | {} |", cells.join(" | "));
+            let _ = writeln!(
+                text,
+                "| `{cause}` | {} | {} |",
+                shown(method),
+                cells.join(" | ")
+            );
         }
         text
     }
@@ -142,13 +157,13 @@ impl Matrix {
         if self.is_empty() {
             return String::new();
         }
-        let mut text = format!("--- {:<26} {:<12}", "cause", "method");
+        let mut text = format!("--- {:<26} {:<21}", "cause", "method");
         for kernel in KERNELS {
             let _ = write!(text, " {:<20}", kernel.name());
         }
         text.push('\n');
         for (cause, method, cells) in self.rows() {
-            let _ = write!(text, "{cause:<30} {method:<12}");
+            let _ = write!(text, "{cause:<30} {:<21}", shown(method));
             for cell in cells {
                 let _ = write!(text, " {cell:<20}");
             }

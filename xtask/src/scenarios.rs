@@ -20,6 +20,8 @@ use crate::{
 };
 
 const METHODS: &str = "fexit,kprobe,tracepoint";
+/// Those of the fixtures, which make system calls of their own.
+const ALL_METHODS: &str = "fexit,kprobe,tracepoint,syscalls";
 /// Instead of methods: what `check` predicts against what then happens.
 const HEADROOM: &str = "headroom";
 /// Instead of scenarios with a server: a fixture process for each way to be refused, all methods.
@@ -56,6 +58,15 @@ const FIXTURES_V1: &[&str] = &[
     "memcg_no_victim",
     "memcg_oom_kill_disabled",
     "memcg_kmem_limit_v1",
+];
+/// What a server shows of the method that watches system calls: counts, restarts, descendants.
+const SYSCALLS: &[&str] = &[
+    "control",
+    "commit_limit_ratio",
+    "pids_leaf",
+    "signals",
+    "storm",
+    "copy_program",
 ];
 const V1: &[&str] = &["control", "pids_leaf", "pids_ancestor", "rlimit_nproc"];
 
@@ -99,6 +110,10 @@ pub(crate) const MATRIX: &[Job] = &[
         cgroup: Cgroup::V1,
         scenarios: V1,
         ..job(Series::V6_1, Postgres::V15, "auto")
+    },
+    Job {
+        scenarios: SYSCALLS,
+        ..job(Series::V6_1, Postgres::V17, "syscalls")
     },
     Job {
         init: Init::Systemd,
@@ -251,7 +266,7 @@ fn one(job: &Job, programs: &Programs, out: &Path) -> Result<Report> {
     let mut command = vec!["pgfork-trace-guest"];
     match job.methods {
         HEADROOM => command.push(HEADROOM),
-        FIXTURES => command.extend([FIXTURES, "--methods", METHODS]),
+        FIXTURES => command.extend([FIXTURES, "--methods", ALL_METHODS]),
         methods => command.extend(["--methods", methods]),
     }
     command.extend(job.scenarios);

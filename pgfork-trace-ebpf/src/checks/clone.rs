@@ -71,7 +71,7 @@ fn errno_of_current(tp_offset: i64) -> i32 {
 
 /// Reads the state that the checks have just judged.
 #[inline(always)]
-fn snapshot(attempt: &mut Attempt) {
+pub fn snapshot(attempt: &mut Attempt) {
     pids::snapshot(attempt);
     rlimit::snapshot(attempt);
     let task = kernel::current();

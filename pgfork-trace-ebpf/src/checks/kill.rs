@@ -15,7 +15,7 @@ const SEND_SIG_PRIV: u64 = 1;
 
 /// Arguments of a raw tracepoint.
 #[inline(always)]
-fn argument(ctx: &RawTracePointContext, number: usize) -> u64 {
+pub fn argument(ctx: &RawTracePointContext, number: usize) -> u64 {
     // SAFETY: the kernel hands over at least as many arguments as the tracepoint has.
     unsafe { *ctx.as_ptr().cast::<u64>().add(number) }
 }

@@ -11,3 +11,4 @@ pub mod pids;
 pub mod process;
 pub mod rlimit;
 pub mod stages;
+pub mod syscall;

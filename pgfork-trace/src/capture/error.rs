@@ -109,7 +109,9 @@ pub enum CaptureError {
         program: String,
     },
     /// The process's `fork` cannot be found.
-    #[error("the forks of process {pid} cannot be watched by the tracepoint method: {why}")]
+    #[error(
+        "the forks of process {pid} cannot be watched by the tracepoint method: {why}; --syscalls watches them, at some cost to every process of the host"
+    )]
     NoLibc {
         /// Process.
         pid: u32,

@@ -41,6 +41,8 @@ pub struct Settings {
     pub verbose: bool,
     /// Also follow descendants of watched processes, and what memory they are refused.
     pub all_children: bool,
+    /// With the tracepoint method: watch system calls instead of the C library's `fork`.
+    pub syscalls: bool,
     /// Further program names (`comm`) whose execution is reported.
     pub comms: Vec<String>,
     /// The kernel's BTF.
@@ -53,6 +55,7 @@ impl Default for Settings {
             method: None,
             verbose: false,
             all_children: false,
+            syscalls: false,
             comms: Vec::new(),
             btf: PathBuf::from(btf::VMLINUX),
         }
@@ -96,6 +99,7 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
             method: attached.method,
             hooked: attached.hooked,
             not_seen: attached.not_seen,
+            syscalls: settings.syscalls && attached.method == Method::Tracepoint,
         },
         probes: attached.probes,
         lost_events: maps.lost_events,
@@ -291,7 +295,7 @@ fn choose_method(
             continue;
         }
         let attached = match method {
-            Method::Tracepoint => state_only(ebpf, kernel),
+            Method::Tracepoint => state_only(ebpf, kernel, settings.syscalls),
             hooks => all_hooks(ebpf, kernel, hooks, settings.all_children).inspect_err(|_| {
                 // The next method would record everything twice, or keep a program from loading.
                 for hook in &kernel.plan.hooks {
@@ -405,9 +409,21 @@ fn by(ebpf: &mut Ebpf, hook: &Hook, btf: &AyaBtf, method: Method) -> Result<usiz
     }
 }
 
+/// Beginning and end of every system call.
+const SYSCALLS: [&str; 2] = ["sys_enter", "sys_exit"];
+
 /// The tracepoint method: no check is hooked; the state right after the fork is read.
-fn state_only(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<Attached, CaptureError> {
-    attach::load_fork_probes(ebpf)?;
+fn state_only(ebpf: &mut Ebpf, kernel: &Kernel, syscalls: bool) -> Result<Attached, CaptureError> {
+    let mut probes = 0;
+    if syscalls {
+        // The entry first: an end without it means that something else answered the call.
+        for name in SYSCALLS {
+            attach::tracepoint(ebpf, name)?;
+            probes += 1;
+        }
+    } else {
+        attach::load_fork_probes(ebpf)?;
+    }
     let mut not_seen = vec![(
         Check::KernelClone,
         "the tracepoint method hooks no check; verdicts are deduced from the state right after the fork".to_owned(),
@@ -429,7 +445,7 @@ fn state_only(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<Attached, CaptureError
         method: Method::Tracepoint,
         hooked: HashSet::new(),
         not_seen,
-        probes: 0,
+        probes,
         refused: Vec::new(),
     })
 }

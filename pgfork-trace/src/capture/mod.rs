@@ -107,8 +107,8 @@ impl Capture {
     /// is also recorded whose connection a fork was for.
     ///
     /// # Errors
-    /// When the table is full or, with the tracepoint method, when the process
-    /// has no C library whose `fork` could be watched.
+    /// When the table is full or, where its C library's `fork` is what is watched, when the
+    /// process has none.
     pub fn watch(&mut self, pid: u32, postmaster: bool) -> Result<(), CaptureError> {
         let mut watched = Watched {
             postmaster: u64::from(postmaster),
@@ -145,6 +145,10 @@ impl Capture {
     /// The C library whose `fork` is to be watched: with the tracepoint method, and where a
     /// seccomp filter or a tracer may answer before the kernel's fork path is reached.
     fn library(&mut self, pid: u32) -> Result<Option<libc_fork::Library>, CaptureError> {
+        // Both would count each fork twice.
+        if self.coverage.syscalls {
+            return Ok(None);
+        }
         if self.coverage.method == Method::Tracepoint {
             return libc_fork::locate(pid).map(Some);
         }
@@ -178,6 +182,7 @@ impl Capture {
     #[must_use]
     pub fn reads_errno(&self, pid: u32) -> bool {
         self.coverage.method != Method::Tracepoint
+            || self.coverage.syscalls
             || self
                 .watched
                 .get(&pid, 0)

@@ -193,6 +193,9 @@ pub struct Refusal {
     /// What the child was to be, where a postmaster forked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub child: Option<Child>,
+    /// System call, where system calls are what is watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub syscall: Option<&'static str>,
     /// Flags given to clone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clone_flags: Option<u64>,

@@ -21,7 +21,7 @@ impl Below {
     pub(super) fn new(asked: bool, coverage: &Coverage) -> Self {
         Self {
             // The uretprobe of that method is on the watched process alone.
-            forks: asked && coverage.method != Method::Tracepoint,
+            forks: asked && (coverage.method != Method::Tracepoint || coverage.syscalls),
             memory: asked && REQUESTS.iter().any(|check| coverage.sees(*check)),
         }
     }
@@ -52,6 +52,7 @@ mod tests {
             method,
             hooked: hooked.iter().copied().collect(),
             not_seen: Vec::new(),
+            syscalls: false,
         }
     }
 
@@ -67,6 +68,11 @@ mod tests {
         assert!(below.forks && !below.memory);
         assert!(below.not_seen(true).unwrap().contains("forks only"));
         assert_eq!(Below::new(true, &none), Below::default());
+        let syscalls = Coverage {
+            syscalls: true,
+            ..none.clone()
+        };
+        assert_eq!(Below::new(true, &syscalls), Below::new(true, &forks));
         assert!(
             Below::new(true, &none)
                 .not_seen(true)

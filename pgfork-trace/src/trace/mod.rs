@@ -86,6 +86,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         verbose: options.verbose,
         comms: options.plan.filter.comms.clone(),
         all_children: options.plan.all_children,
+        syscalls: options.plan.syscalls,
         ..Settings::default()
     };
     if let Some(path) = std::env::var_os("PGFORK_TRACE_BTF") {

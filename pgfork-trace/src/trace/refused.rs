@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pgfork_trace_common::{Attempt, valid};
+use pgfork_trace_common::{Attempt, source, syscall, valid};
 
 use super::{Stop, Trace, armed, descendants};
 use crate::{
@@ -84,6 +84,13 @@ fn ret(attempt: &Attempt) -> Option<i32> {
     (attempt.valid & valid::RET != 0).then_some(attempt.ret)
 }
 
+/// Time in the kernel, where the beginning was seen.
+fn duration(attempt: &Attempt) -> Option<u64> {
+    let unseen = attempt.source == source::SYSCALL && attempt.syscall & syscall::ENTERED == 0;
+    let time = attempt.end_ns.checked_sub(attempt.start_ns);
+    time.filter(|_| !unseen)
+}
+
 fn refusal_of(
     attempt: &Attempt,
     postmaster: Postmaster,
@@ -100,9 +107,10 @@ fn refusal_of(
         },
         client: None,
         child: None,
+        syscall: verdict::call_name(attempt),
         clone_flags: (attempt.clone_flags != 0).then_some(attempt.clone_flags),
         errno: ret(attempt).map(Errno::from_ret),
-        duration_ns: attempt.end_ns.checked_sub(attempt.start_ns),
+        duration_ns: duration(attempt),
         method,
         verdict,
         next_limit: None,

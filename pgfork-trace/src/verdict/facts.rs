@@ -214,6 +214,8 @@ pub struct Coverage {
     pub hooked: HashSet<Check>,
     /// The rest: check and reason.
     pub not_seen: Vec<(Check, String)>,
+    /// Without hooks: system calls are watched, not the C library's `fork`.
+    pub syscalls: bool,
 }
 
 impl Coverage {

@@ -29,7 +29,7 @@ pub use facts::{
 };
 pub use remedy::{Change, Remedy};
 
-use pgfork_trace_common::{Attempt, Check, valid};
+use pgfork_trace_common::{Attempt, Check, source, syscall, valid};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -226,6 +226,21 @@ pub fn errno_name(ret: i32) -> String {
     name.to_owned()
 }
 
+/// The system call of an attempt, where that was seen.
+#[must_use]
+pub fn call_name(attempt: &Attempt) -> Option<&'static str> {
+    if attempt.source != source::SYSCALL {
+        return None;
+    }
+    match attempt.syscall & syscall::NUMBER {
+        syscall::CLONE => Some("clone"),
+        syscall::FORK => Some("fork"),
+        syscall::VFORK => Some("vfork"),
+        syscall::CLONE3 => Some("clone3"),
+        _ => None,
+    }
+}
+
 fn returned(check: Check, ret: i32) -> String {
     match (check, ret) {
         (_, ..0) => format!("-{}", errno_name(ret)),
@@ -250,9 +265,7 @@ fn trail(attempt: &Attempt) -> Vec<TrailEntry> {
             returned: returned(check, ret),
         })
         .collect();
-    if attempt.source == pgfork_trace_common::source::KERNEL_CLONE
-        && attempt.valid & valid::RET != 0
-    {
+    if attempt.source == source::KERNEL_CLONE && attempt.valid & valid::RET != 0 {
         trail.push(TrailEntry {
             function: plan::row(Check::KernelClone).function(),
             returned: returned(Check::KernelClone, attempt.ret),

@@ -109,7 +109,7 @@ impl Forker {
         line.trim().to_owned()
     }
 
-    fn tell(&mut self, what: &str) -> String {
+    pub(crate) fn tell(&mut self, what: &str) -> String {
         writeln!(self.input, "{what}").unwrap();
         self.answer()
     }

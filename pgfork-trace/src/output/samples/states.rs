@@ -64,6 +64,7 @@ fn judged(attempt: &Attempt, facts: &Facts, method: Method) -> Refusal {
         method,
         hooked,
         not_seen: Vec::new(),
+        syscalls: false,
     };
     let mut refusal = refusal(attempt.ret, judge(attempt, facts, &coverage));
     refusal.method = method;

@@ -37,7 +37,8 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         errno: "any",
         function: "__seccomp_filter",
         evidence: "Deduced: fork() of the C library failed, kernel_clone was hooked and not entered, and the process \
-                   has a seccomp filter. Without hooks: it has a filter, and nothing else that gives this error fits.",
+                   has a seccomp filter. Without hooks: it has a filter, and nothing else that gives this error fits; \
+                   with --syscalls, sys_exit was seen without sys_enter.",
         meaning: "A filter of system calls (systemd SystemCallFilter=, a container's seccomp profile) does not let the \
                   process make new processes, and answers with an error of its author's choice. That error says \
                   nothing about memory or limits.",
@@ -116,7 +117,8 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         errno: "EPERM, ENOSPC, EUSERS, EINVAL",
         function: "copy_namespaces",
         evidence: "Observed: copy_creds (user namespace) or copy_namespaces (the others) returned the error. Deduced: \
-                   EPERM before either, with CLONE_NEWUSER (kernel.unprivileged_userns_clone of Debian and Ubuntu).",
+                   EPERM before either, with CLONE_NEWUSER (kernel.unprivileged_userns_clone of Debian and Ubuntu); \
+                   with --syscalls, the flags ask for a namespace, and nothing else asked for gives the error.",
         meaning: "The process asked for a new process in a namespace of its own, as containers have, and may not, or \
                   there are too many already. PostgreSQL itself never asks for one.",
         remedy: "Give the caller CAP_SYS_ADMIN (EPERM), or raise user.max_*_namespaces (ENOSPC, EUSERS).",
@@ -125,12 +127,13 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
     CauseEntry {
         cause: Cause::InvalidCloneFlags,
         id: "invalid_clone_flags",
-        title: "the flags of clone contradict each other",
-        errno: "EINVAL",
+        title: "the flags or arguments of clone are not valid",
+        errno: "EINVAL, E2BIG, EFAULT",
         function: "copy_process",
-        evidence: "Deduced, as the checks are inline: EINVAL, and nothing behind the entry of copy_process was reached.",
-        meaning: "The program called clone with flags that do not go together. That is an error in the program, and \
-                  fork() cannot meet it.",
+        evidence: "Deduced, as the checks are inline: EINVAL, and nothing behind the entry of copy_process was reached. \
+                   With --syscalls: flags that contradict each other and EINVAL, or E2BIG or EFAULT of clone3.",
+        meaning: "The program called clone with flags that do not go together, or clone3 with arguments that this \
+                  kernel does not take. That is an error in the program, and fork() cannot meet it.",
         remedy: "Correct the program that called clone.",
         verify: "the call succeeds",
     },
@@ -140,7 +143,8 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         title: "the pid that clone3 asked for cannot be had",
         errno: "EEXIST, EPERM, EINVAL",
         function: "alloc_pid",
-        evidence: "Observed: alloc_pid returned the error, which it does only where certain numbers are asked for.",
+        evidence: "Observed: alloc_pid returned the error, which it does only where certain numbers are asked for. \
+                   Deduced (--syscalls): clone3 asked for some, and nothing else asked for gives the error.",
         meaning: "The program asked for a process with a certain number, as a tool that restores checkpoints does \
                   (CRIU), and that number is taken, not allowed or not valid. PostgreSQL itself never asks.",
         remedy: "Restore in a pid namespace where the number is free, with CAP_CHECKPOINT_RESTORE.",
@@ -153,7 +157,7 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         errno: "EBADF, EACCES, EBUSY, EOPNOTSUPP, ENODEV",
         function: "cgroup_can_fork",
         evidence: "Observed: cgroup_can_fork returned the error, pids_can_fork did not refuse, and CLONE_INTO_CGROUP was \
-                   asked for (or the flags are not known).",
+                   asked for (or the flags are not known). Deduced (--syscalls): CLONE_INTO_CGROUP and the error.",
         meaning: "A service manager asked for a process in a certain cgroup, and that cgroup is gone, not its own, or \
                   has children. PostgreSQL itself never asks.",
         remedy: "See that the cgroup exists, is delegated to the caller (Delegate=) and has no controllers enabled for \

@@ -1,15 +1,18 @@
 //! What answers before the kernel's fork path: syscall user dispatch, a tracer, a seccomp filter,
 //! in this order (`syscall_trace_enter`, kernel/entry/common.c 5.10 to 6.12, 6.18 and 7.2 beside).
 
-use pgfork_trace_common::{Check, source};
+use pgfork_trace_common::{
+    Check, source,
+    syscall::{ANSWERED_BEFORE, ENTERED},
+};
 
 use super::{
     super::{
-        Cause, Considered, LogFact,
+        Cause, Considered, LogFact, call_name,
         candidates::{Candidate, EAGAIN, EMFILE, ENOMEM, Numbers},
         errno_name,
     },
-    Found,
+    Found, arguments,
     returned::allocation_logged,
     view::View,
 };
@@ -19,24 +22,31 @@ const SECCOMP_FILTER: u32 = 2;
 const FILTER: &str = "seccomp filter";
 const TRACER: &str = "tracer";
 
-/// Whether the process has a filter; `None` where that could not be read.
+/// Whether the process has a filter that may have answered; `None` where that could not be read.
 fn filtered(view: &View) -> Option<bool> {
+    if view.seen(ENTERED) {
+        return Some(false);
+    }
     let mode = view.evidence.process.as_ref()?.seccomp_mode?;
     Some(mode == SECCOMP_FILTER)
 }
 
+/// The same of a tracer.
 fn traced(view: &View) -> Option<bool> {
+    if view.seen(ENTERED) {
+        return Some(false);
+    }
     view.evidence.process.as_ref()?.traced
 }
 
-/// `fork()` failed although `kernel_clone`, which is hooked, was not entered.
+/// `fork()` failed although `kernel_clone`, which is hooked, was not entered; or the system call
+/// ended without having begun.
 pub(super) fn kernel_clone(view: &View) -> Option<Found> {
     let errno = view
         .ret
         .map_or_else(String::new, |ret| format!(" with {}", errno_name(ret)));
-    let not_entered = format!(
-        "fork() of the C library failed{errno}, and the kernel's fork path was not entered"
-    );
+    let call = call_name(view.attempt).unwrap_or("fork() of the C library");
+    let not_entered = format!("{call} failed{errno}, and the kernel's fork path was not entered");
     match (filtered(view), traced(view)) {
         // A tracer that only watches changes nothing; a filter is there to refuse.
         (Some(true), attached) => {
@@ -56,7 +66,9 @@ pub(super) fn kernel_clone(view: &View) -> Option<Found> {
             None,
             format!("{not_entered}; the process has no seccomp filter, and a tracer is attached"),
         )),
-        (Some(false), Some(false)) => Some(Found::deduced(
+        // kernel/entry/common.c `syscall_exit_work`, 5.11 to 7.2: `sys_exit` does not tell of calls
+        // that user dispatch took.
+        (Some(false), Some(false)) if !view.seen(ANSWERED_BEFORE) => Some(Found::deduced(
             Cause::PtraceOrUserDispatch,
             None,
             format!(
@@ -115,6 +127,9 @@ fn by_filter_alone(view: &View, candidates: &[Candidate]) -> Option<Found> {
 
 /// No limit gives this error: a filter, a tracer, a security module or a BPF scheduler did.
 fn by_veto(view: &View, ret: i32) -> Option<Found> {
+    if view.attempt.source == source::SYSCALL && !arguments::is_plain(view) {
+        return None;
+    }
     let errno = errno_name(ret);
     let so = |cause, who: &str| {
         let because = format!("fork failed with {errno}, which no limit gives, and {who}");
@@ -172,7 +187,7 @@ fn scheduler(view: &View) -> bool {
 }
 
 /// Names the others that may veto, in the kernel's order.
-fn with_vetoes(view: &View, mut found: Found, chosen: Cause) -> Found {
+pub(super) fn with_vetoes(view: &View, mut found: Found, chosen: Cause) -> Found {
     if traced(view) == Some(true) && chosen != Cause::PtraceOrUserDispatch {
         found = found.or(TRACER, "one is attached, and it may answer by itself");
     }
@@ -200,7 +215,7 @@ pub(super) fn possible(view: &View) -> Vec<Considered> {
             why: why.to_owned(),
         });
     };
-    if view.attempt.source != source::LIBC_FORK {
+    if view.attempt.source == source::KERNEL_CLONE {
         return possible;
     }
     if traced(view) == Some(true) {

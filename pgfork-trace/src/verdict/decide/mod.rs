@@ -5,6 +5,7 @@
 //! by how far the fork came; and last, what remains when all that was watched is taken away.
 //! Without hooks: the same checks by the state right after.
 
+mod arguments;
 mod before;
 mod memory;
 mod numbers;
@@ -13,7 +14,7 @@ mod stages;
 mod tasks;
 mod view;
 
-use pgfork_trace_common::{Attempt, Check, source};
+use pgfork_trace_common::{Attempt, Check, source, syscall::ANSWERED_BEFORE};
 
 use super::{
     Cause, Certainty, Considered, Coverage, Evidence,
@@ -88,7 +89,9 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
             .or_else(|| numbers::remaining(&view, &candidates))
             .or_else(|| stages::kernel_memory(&view)),
         (false, true) => before::kernel_clone(&view),
-        (false, false) => numbers::deduced(&view, &candidates)
+        (false, false) if view.seen(ANSWERED_BEFORE) => before::kernel_clone(&view),
+        (false, false) => arguments::refused(&view)
+            .or_else(|| numbers::deduced(&view, &candidates))
             .or_else(|| before::without_hooks(&view, &candidates)),
     };
     let found = found.unwrap_or_else(|| Found {
@@ -212,7 +215,7 @@ fn why_unknown(view: &View) -> String {
             "the fork ended with {errno}, and none of the {} watched checks was seen refusing",
             view.coverage.hooked.len()
         ),
-        None if view.hooked() => format!(
+        None if view.hooked() || view.seen(ANSWERED_BEFORE) => format!(
             "fork failed with {errno}, and the kernel's fork path was not reached; what answered could not be read"
         ),
         None => format!(

@@ -1,6 +1,6 @@
 //! One refusal with what is known of it, as the phases of the decision ask it.
 
-use pgfork_trace_common::{Attempt, Check, source, valid};
+use pgfork_trace_common::{Attempt, Check, source, syscall, valid};
 
 use super::super::{
     Coverage, Evidence, LogFact,
@@ -60,7 +60,20 @@ impl<'a> View<'a> {
 
     /// Whether these flags were given; `None` where flags were not seen.
     pub(super) fn flags(&self, any_of: u64) -> Option<bool> {
-        (self.attempt.clone_flags != 0).then_some(self.attempt.clone_flags & any_of != 0)
+        // All calls but clone3 have them in a register, and there none are none.
+        let read = self.attempt.clone_flags != 0
+            || self.attempt.source == source::SYSCALL && !self.is_call(syscall::CLONE3);
+        read.then_some(self.attempt.clone_flags & any_of != 0)
+    }
+
+    /// Whether this was seen of the system call: a part of [`syscall`].
+    pub(super) fn seen(&self, part: u32) -> bool {
+        self.attempt.source == source::SYSCALL && self.attempt.syscall & part != 0
+    }
+
+    /// Whether the system call is this one.
+    pub(super) fn is_call(&self, number: u32) -> bool {
+        self.attempt.source == source::SYSCALL && self.attempt.syscall & syscall::NUMBER == number
     }
 
     /// What this check returned when it failed.

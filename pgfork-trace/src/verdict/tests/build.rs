@@ -41,6 +41,14 @@ pub(super) fn by_libc(ret: Option<i32>) -> Build {
     build
 }
 
+/// Seen by its system call, of which `call` has the parts.
+pub(super) fn by_syscall(call: u32, ret: i32) -> Build {
+    blank(source::SYSCALL).with(valid::RET).change(|it| {
+        it.ret = ret;
+        it.syscall = call;
+    })
+}
+
 /// An unprivileged process of the host in a living pid namespace.
 fn blank(source: u32) -> Build {
     // SAFETY: an Attempt is made of integers only.
@@ -252,6 +260,7 @@ pub(super) fn all_hooks() -> Coverage {
         method: Method::Fexit,
         hooked: Check::ALL.into_iter().collect(),
         not_seen: Vec::new(),
+        syscalls: false,
     }
 }
 
@@ -291,5 +300,6 @@ pub(super) fn no_hooks() -> Coverage {
         method: Method::Tracepoint,
         hooked: [].into(),
         not_seen: Vec::new(),
+        syscalls: false,
     }
 }

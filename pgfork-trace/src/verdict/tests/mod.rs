@@ -11,6 +11,7 @@ mod process;
 mod remedies;
 mod returned;
 mod state;
+mod syscalls;
 mod unknown;
 mod without_hooks;
 

@@ -137,6 +137,7 @@ fn coverage(without: &[Check]) -> Coverage {
             .map(|check| (*check, format!("{check:?} is not in this kernel")))
             .collect(),
         hooked,
+        syscalls: false,
     }
 }
 
