@@ -27,7 +27,7 @@ impl Gatherer {
         let ret = (attempt.valid & valid::RET != 0).then_some(attempt.ret);
         let may_be = |errno: i32| ret.is_none_or(|ret| ret == -errno);
         let pid = attempt.tgid;
-        let after_the_fact = attempt.source == source::LIBC_FORK;
+        let after_the_fact = attempt.source != source::KERNEL_CLONE;
         facts.kernel_log = self.log.recent(now);
         if may_be(libc::EAGAIN)
             && attempt.valid & valid::POLICY != 0
