@@ -204,7 +204,11 @@ fn control(server: &mut Server, method: &str) -> Result<()> {
     expect_eq!(said.only("end")?["accounted"], true, "accounted");
     let start = said.only("start")?;
     if method != "auto" {
-        let method = if is_tracepoint(method) { "tracepoint" } else { method };
+        let method = if is_tracepoint(method) {
+            "tracepoint"
+        } else {
+            method
+        };
         expect_eq!(start["method"], method, "method");
     }
     ensure!(

@@ -8,6 +8,7 @@ use crate::host::fake::FakeRoot;
 fn attempt(ret: i32) -> Attempt {
     // SAFETY: an Attempt is made of integers only.
     let mut attempt: Attempt = unsafe { std::mem::zeroed() };
+    attempt.source = source::KERNEL_CLONE;
     attempt.tgid = 700;
     attempt.tid = 700;
     attempt.ret = ret;
