@@ -91,6 +91,8 @@ pub struct SocketCounts {
     pub tcp_to_accept: u64,
     /// Connections to its Unix sockets, accepted or not.
     pub unix: u64,
+    /// Of these: the postmaster has not accepted them yet.
+    pub unix_to_accept: u64,
     /// TCP connections by address of the client, most first; at most ten.
     pub by_address: Vec<Tally>,
 }
@@ -109,6 +111,7 @@ pub(super) fn count_sockets(root: &Root, postmaster: &Postmaster) -> Option<Sock
         tcp_closing: found.closing,
         tcp_to_accept: found.to_accept,
         unix: found.unix,
+        unix_to_accept: found.unix_to_accept,
         by_address: addresses.top(),
     })
 }

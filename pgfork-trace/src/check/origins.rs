@@ -1,6 +1,10 @@
 //! Where the limits of a server were set, and what in it contradicts itself.
 
-use std::collections::{HashMap, HashSet};
+mod limits;
+mod units;
+
+use std::collections::HashSet;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
@@ -11,9 +15,8 @@ use crate::{
     gather::text,
     host::{
         Root,
-        cgroup::{self, Controller},
         config::{self, Line},
-        sysctl,
+        process, sysctl,
     },
     verdict::findings::{FileSetting, FindingFacts},
 };
@@ -30,20 +33,6 @@ const SYSCTLS: [&str; 9] = [
     "kernel.threads-max",
     "kernel.pid_max",
 ];
-/// Properties of units.
-const PROPERTIES: [&str; 9] = [
-    "TasksMax",
-    "LimitNPROC",
-    "LimitAS",
-    "LimitDATA",
-    "MemoryMax",
-    "MemoryHigh",
-    "MemoryLimit",
-    "MemorySwapMax",
-    "OOMScoreAdjust",
-];
-/// Defaults of the service manager.
-const DEFAULTS: [&str; 3] = ["DefaultTasksMax", "DefaultLimitNPROC", "DefaultLimitAS"];
 /// Settings of the server that decide how many processes it may have, and how large.
 const SETTINGS: [&str; 10] = [
     "max_connections",
@@ -70,16 +59,22 @@ pub struct Origin {
     /// The unit, the user or group of limits.conf; absent for the whole host.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub target: String,
-    /// File; absent for the server's command line.
+    /// File; absent for what no file sets.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub file: String,
+    /// Without a file: what sets it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source: String,
     /// Line in it, from 1.
     pub line: usize,
     /// When the file was last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modified: Option<String>,
-    /// Later lines override this one.
+    /// Another line overrides this one.
     pub overridden: bool,
+    /// Why nobody applies this line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_applied: Option<String>,
     /// What is in force now, where it differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub now: Option<String>,
@@ -92,11 +87,27 @@ impl Origin {
             value: line.value.clone(),
             target: line.target.clone(),
             file: text(line.file.as_os_str()),
+            source: String::new(),
             line: line.line,
             modified: line.modified.and_then(time_of),
             overridden: false,
+            not_applied: None,
             now: None,
         }
+    }
+
+    /// Lines that override each other have the same.
+    fn subject(&self) -> (String, String) {
+        let key = match self.key.as_str() {
+            // Writing one sets the other to 0 (mm/util.c `overcommit_kbytes_handler`, 5.10 to 7.2).
+            "vm.overcommit_kbytes" => "vm.overcommit_ratio",
+            key => key,
+        };
+        (key.to_owned(), self.target.clone())
+    }
+
+    fn applies(&self) -> bool {
+        !self.overridden && self.not_applied.is_none()
     }
 
     fn setting(&self, now: Option<String>) -> FileSetting {
@@ -124,116 +135,56 @@ pub(super) fn of_server(
         ..FindingFacts::default()
     };
     let mut all = sysctls(root, &mut facts);
-    all.extend(units(root, server, &mut facts));
-    all.extend(user_limits(root, server, &mut facts));
+    let rlimits = process::limits(root, server.postmaster.pid).ok().flatten();
+    let rlimits = rlimits.unwrap_or_default();
+    let units = units::origins(root, host, server, &rlimits, &mut facts);
+    all.extend(units);
+    // What is in a container has files of its own.
+    if server.postmaster.container.is_none() {
+        all.extend(limits::origins(root, server, &rlimits, &mut facts));
+    }
     all.extend(settings(server));
     settings_facts(host, server, uptime, &mut facts);
     facts.max_map_count = sysctl::sysctl_number(root, "vm/max_map_count")
         .ok()
         .flatten();
     facts.oom_score_adj = (server.oom_score_adj, server.child_oom_score_adj);
+    let adjust = process::variable(root, server.postmaster.pid, "PG_OOM_ADJUST_FILE");
+    facts.oom_adjust = adjust.map(|file| file.is_some());
     (all, facts)
 }
 
-/// Marks all but the last of each key and target.
+/// Marks all but the last of each key and target that is applied.
 fn mark(origins: &mut [Origin]) {
     let mut winners = HashSet::new();
     for origin in origins.iter_mut().rev() {
-        origin.overridden = !winners.insert((origin.key.clone(), origin.target.clone()));
+        origin.overridden = origin.not_applied.is_none() && !winners.insert(origin.subject());
     }
 }
 
 fn sysctls(root: &Root, facts: &mut FindingFacts) -> Vec<Origin> {
     let lines = config::sysctl_lines(root, &SYSCTLS);
     let mut origins: Vec<Origin> = lines.iter().map(Origin::new).collect();
+    let by_systemd = root.join(Path::new("/run/systemd/system")).is_dir();
+    let unread = |origin: &&mut Origin| by_systemd && origin.file == config::SYSCTL_CONF;
+    for origin in origins.iter_mut().filter(unread) {
+        let why = "systemd does not read this file at boot, as nothing in sysctl.d is a link to it";
+        origin.not_applied = Some(why.to_owned());
+        facts.unread_sysctls.push(origin.setting(None));
+    }
     mark(&mut origins);
-    for origin in origins.iter_mut().filter(|origin| !origin.overridden) {
+    for origin in origins.iter_mut().filter(|origin| origin.applies()) {
         let path = origin.key.replace('.', "/");
         let now = sysctl::read_sysctl(root, &path).ok().flatten();
-        facts.sysctls.push(origin.setting(now.clone()));
-        origin.now = now.filter(|now| *now != origin.value);
+        origin.now = now.filter(|now| !same_number(now, &origin.value));
+        facts.sysctls.push(origin.setting(origin.now.clone()));
     }
     origins
 }
 
-/// The unit of the server, the slices above it, and the defaults.
-fn units(root: &Root, server: &Server<'_>, facts: &mut FindingFacts) -> Vec<Origin> {
-    let levels = server.pids.iter().flat_map(|chain| &chain.levels);
-    let limits: HashMap<String, Option<u64>> = levels
-        .filter_map(|level| {
-            let unit = cgroup::unit_of(&level.path).filter(|unit| unit.cgroup == level.path)?;
-            debug_assert_eq!(unit.property(Controller::Pids), "TasksMax");
-            Some((
-                unit.unit,
-                level.pids.max.and_then(crate::host::Ceiling::value),
-            ))
-        })
-        .collect();
-    let mut names: Vec<&String> = limits.keys().collect();
-    names.extend(server.postmaster.unit.as_ref().map(|unit| &unit.unit));
-    names.sort_unstable();
-    names.dedup();
-    let mut origins: Vec<Origin> = config::manager_lines(root, &DEFAULTS)
-        .iter()
-        .map(Origin::new)
-        .collect();
-    for name in names {
-        let lines = config::unit_lines(root, name, &PROPERTIES);
-        origins.extend(lines.iter().map(Origin::new));
-    }
-    mark(&mut origins);
-    for origin in origins.iter_mut().filter(|origin| !origin.overridden) {
-        // Only plain numbers can be compared: a share is of a number that systemd chooses.
-        let plain = origin.value.parse::<u64>().is_ok();
-        if origin.key == "TasksMax" && plain {
-            let limit = limits.get(&origin.target);
-            let now =
-                limit.map(|max| max.map_or_else(|| "infinity".to_owned(), |max| max.to_string()));
-            facts.units.push(origin.setting(now.clone()));
-            origin.now = now.filter(|now| *now != origin.value);
-        }
-    }
-    let service = |unit: &cgroup::UnitRef| {
-        unit.kind == cgroup::UnitKind::Service && !unit.unit.starts_with("user@")
-    };
-    facts.is_service = server.postmaster.unit.as_ref().is_some_and(service);
-    origins
-}
-
-fn user_limits(root: &Root, server: &Server<'_>, facts: &mut FindingFacts) -> Vec<Origin> {
-    let uid = server.postmaster.uid;
-    let name = user_name(root, uid);
-    let applies = |line: &Line| {
-        let target = line.target.as_str();
-        target == "*"
-            || name.as_deref() == Some(target)
-            || target == uid.to_string()
-            || target.starts_with('@')
-    };
-    let lines = config::limits_lines(root, &["nproc", "as", "data"]);
-    let origins: Vec<Origin> = lines
-        .iter()
-        .filter(|line| applies(line))
-        .map(Origin::new)
-        .collect();
-    // Groups and "*" may or may not be this user.
-    facts.user_limits = origins
-        .iter()
-        .filter(|origin| name.as_deref() == Some(origin.target.as_str()))
-        .map(|origin| origin.setting(None))
-        .collect();
-    origins
-}
-
-fn user_name(root: &Root, uid: u32) -> Option<String> {
-    let path = root.join(std::path::Path::new("/etc/passwd"));
-    let content = crate::host::read_config(&path, 1 << 20).ok()?;
-    let content = String::from_utf8_lossy(&content);
-    content.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    })
+fn same_number(a: &str, b: &str) -> bool {
+    let number = |text: &str| text.parse::<u64>().ok();
+    a == b || number(a).is_some() && number(a) == number(b)
 }
 
 fn settings(server: &Server<'_>) -> Vec<Origin> {
@@ -248,9 +199,14 @@ fn settings(server: &Server<'_>) -> Vec<Origin> {
                 .as_ref()
                 .map(|file| text(file.as_os_str()))
                 .unwrap_or_default(),
+            source: match setting.file {
+                Some(_) => String::new(),
+                None => "the command line".to_owned(),
+            },
             line: setting.line,
             modified: setting.modified.and_then(time_of),
             overridden: false,
+            not_applied: None,
             now: None,
         })
     });

@@ -93,8 +93,9 @@ impl<'h> Server<'h> {
             let unread = chain.iter().flat_map(|chain| &chain.unread);
             notes.extend(unread.map(|it| odd(it)));
         }
+        // Without the link it is not known in which user namespace capabilities count.
         let capable = |number: u32| {
-            namespaces.user.is_none_or(|user| user == INITIAL_USER_NS)
+            namespaces.user == Some(INITIAL_USER_NS)
                 && status
                     .as_ref()
                     .and_then(|it| it.cap_effective)
@@ -339,6 +340,8 @@ impl<'h> Server<'h> {
             userns_inum: namespaces.user.and_then(|user| u32::try_from(user).ok()),
             tasks: tasks.saturating_sub(u64::from(own)),
             uncertain,
+            // Another uid 0 has a number that is 0 only in its own user namespace.
+            root: uid == 0 && host.own.user_ns.is_none_or(|own| own == INITIAL_USER_NS),
             limit: limits.processes?.soft.value(),
         })
     }

@@ -3,6 +3,7 @@
 mod figures;
 mod golden;
 mod memory;
+mod origins;
 mod races;
 mod versions;
 mod watching;
@@ -430,61 +431,6 @@ fn what_already_happened_and_who_is_blamed_for_it() {
 }
 
 #[test]
-fn where_limits_were_set_and_what_contradicts() {
-    let fake = FakeRoot::new();
-    server(&fake, "0::/app.slice/pg.service\n");
-    host(&fake);
-    v2(&fake);
-    fake.write("etc/passwd", "root:x:0:0:::\npostgres:x:26:26:::\n");
-    fake.write(
-        "etc/sysctl.d/50-a.conf",
-        "vm.overcommit_ratio = 80\nvm.overcommit_memory=2\n",
-    );
-    fake.write("etc/sysctl.d/40-b.conf", "vm.overcommit_memory=0\n");
-    fake.write(
-        "etc/systemd/system/pg.service",
-        "[Service]\nTasksMax=500\nMemoryMax=50%\n",
-    );
-    fake.write(
-        "etc/security/limits.conf",
-        "postgres hard nproc 99\nother hard nproc 1\n",
-    );
-    let found = look_at(&fake);
-    let ids: Vec<_> = found.findings.iter().map(|it| it.id).collect();
-    assert_eq!(
-        ids,
-        [
-            FindingId::StrictWithoutSwap,
-            FindingId::FewerTasksThanConnections,
-            FindingId::FewerTasksThanConnections,
-            FindingId::KernelDiffersFromFiles,
-            FindingId::KernelDiffersFromFiles,
-            FindingId::SettingsNewerThanServer,
-            FindingId::LimitsConfNotApplied,
-        ],
-        "{:#?}",
-        found.findings
-    );
-    let told: Vec<_> = found
-        .origins
-        .iter()
-        .map(|it| (it.key.as_str(), it.overridden, it.now.as_deref()))
-        .collect();
-    assert_eq!(
-        told,
-        [
-            ("vm.overcommit_memory", true, None),
-            ("vm.overcommit_ratio", false, Some("50")),
-            ("vm.overcommit_memory", false, None),
-            ("TasksMax", false, Some("17")),
-            ("MemoryMax", false, None),
-            ("nproc", false, None),
-            ("max_connections", false, None),
-        ]
-    );
-}
-
-#[test]
 fn metrics_replace_a_file_in_one_step() {
     let fake = FakeRoot::new();
     server(&fake, "0::/a\"b\\\n");
@@ -498,8 +444,25 @@ fn metrics_replace_a_file_in_one_step() {
     fake.write("metrics/pgfork.prom", "old");
     write_metrics(&report, &path).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
-    let line = r#"pgfork_limit_backends{port="5432",data_dir="/data",limit="pids_cgroup_max",place="/a\"b\\ pids.max"} 7"#;
+    let line = r#"pgfork_limit_backends{pid="700",port="5432",data_dir="/data",limit="pids_cgroup_max",place="/a\"b\\ pids.max"} 7"#;
     assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    // Two paths that differ late are two series.
+    let long = format!("/{}/x", "y".repeat(220));
+    server(&fake, &format!("0::{long}\n"));
+    for directory in [long.as_str(), &long[..221]] {
+        fake.write(format!("sys/fs/cgroup{directory}/pids.current"), "3\n");
+        fake.write(format!("sys/fs/cgroup{directory}/pids.max"), "10\n");
+    }
+    let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+    write_metrics(&report, &path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let series: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| Some(line.rsplit_once(' ')?.0))
+        .collect();
+    let distinct: std::collections::HashSet<&&str> = series.iter().collect();
+    assert_eq!(distinct.len(), series.len(), "{text}");
     let left = std::fs::read_dir(fake.path("metrics")).unwrap().count();
     assert_eq!(left, 1);
 }

@@ -7,8 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::Root;
+use super::cgroup::Manager;
 use super::read::config as read_file;
+use super::{Root, users};
 
 /// Longest configuration file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -42,14 +43,13 @@ pub fn sysctl_lines(root: &Root, keys: &[&str]) -> Vec<Line> {
         "/lib/sysctl.d",
     ];
     let mut files = by_name(root, DIRECTORIES.map(PathBuf::from));
-    // procps reads it last; systemd only where sysctl.d has a link to it.
-    files.push(PathBuf::from("/etc/sysctl.conf"));
+    files.push(PathBuf::from(SYSCTL_CONF));
     let mut seen = HashSet::new();
     files.retain(|file| {
         let real = root.join(file).canonicalize();
         real.is_ok_and(|real| seen.insert(real))
     });
-    let mut found = Vec::new();
+    let mut found = boot_lines(root, keys);
     for file in files {
         each_line(root, &file, |line, text, modified| {
             if text.starts_with(['#', ';']) {
@@ -72,6 +72,31 @@ pub fn sysctl_lines(root: &Root, keys: &[&str]) -> Vec<Line> {
         });
     }
     found
+}
+
+/// Read last by procps (`sysctl --system`); by systemd-sysctl only where a file of sysctl.d is a
+/// link to it, and then it is not listed under this name.
+pub const SYSCTL_CONF: &str = "/etc/sysctl.conf";
+
+/// `sysctl.NAME=VALUE` on the kernel's command line, which is applied before any file
+/// (fs/proc/proc_sysctl.c `do_sysctl_args`, 5.8 to 7.2).
+fn boot_lines(root: &Root, keys: &[&str]) -> Vec<Line> {
+    let file = PathBuf::from("/proc/cmdline");
+    let content = std::fs::read(root.join(&file)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&content);
+    let words = text.split_ascii_whitespace().filter_map(|word| {
+        let (key, value) = word.strip_prefix("sysctl.")?.split_once('=')?;
+        let key = dotted(key);
+        keys.contains(&key.as_str()).then(|| Line {
+            file: file.clone(),
+            line: 1,
+            modified: None,
+            key,
+            value: value.to_owned(),
+            target: String::new(),
+        })
+    });
+    words.collect()
 }
 
 /// With a slash as first separator, dots and slashes have changed places.
@@ -116,37 +141,85 @@ pub fn limits_lines(root: &Root, items: &[&str]) -> Vec<Line> {
     found
 }
 
-/// Where units are, strongest first (systemd.unit(5)).
-const UNIT_DIRECTORIES: [&str; 9] = [
+/// Where units of the system are, strongest first (systemd.unit(5)).
+const SYSTEM_DIRECTORIES: [&str; 13] = [
     "/etc/systemd/system.control",
     "/run/systemd/system.control",
     "/run/systemd/transient",
+    "/run/systemd/generator.early",
     "/etc/systemd/system",
+    "/etc/systemd/system.attached",
     "/run/systemd/system",
+    "/run/systemd/system.attached",
     "/run/systemd/generator",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
+    "/run/systemd/generator.late",
 ];
+/// Where those of a user are, with `~` for the home and `%` for /run/user/UID.
+const USER_DIRECTORIES: [&str; 15] = [
+    "~/.config/systemd/user.control",
+    "%/systemd/user.control",
+    "%/systemd/transient",
+    "%/systemd/generator.early",
+    "~/.config/systemd/user",
+    "/etc/systemd/user",
+    "%/systemd/user",
+    "/run/systemd/user",
+    "%/systemd/generator",
+    "~/.local/share/systemd/user",
+    "/usr/local/share/systemd/user",
+    "/usr/share/systemd/user",
+    "/usr/local/lib/systemd/user",
+    "/usr/lib/systemd/user",
+    "%/systemd/generator.late",
+];
+
+/// Where the units of a service manager are, strongest first.
+#[must_use]
+pub fn unit_directories(root: &Root, manager: Manager) -> Vec<PathBuf> {
+    let Manager::User(uid) = manager else {
+        return SYSTEM_DIRECTORIES.map(PathBuf::from).to_vec();
+    };
+    let home = users::by_uid(root, uid).map(|user| user.home);
+    let place = |directory: &&str| match directory.split_at(1) {
+        ("~", below) => home.as_ref().map(|home| format!("{home}{below}")),
+        ("%", below) => Some(format!("/run/user/{uid}{below}")),
+        _ => Some((*directory).to_owned()),
+    };
+    USER_DIRECTORIES
+        .iter()
+        .filter_map(place)
+        .map(PathBuf::from)
+        .collect()
+}
 
 /// Assignments to `keys` in the unit file and drop-ins of `unit`, the strongest at the end.
 #[must_use]
-pub fn unit_lines(root: &Root, unit: &str, keys: &[&str]) -> Vec<Line> {
+pub fn unit_lines(root: &Root, unit: &str, manager: Manager, keys: &[&str]) -> Vec<Line> {
+    let directories = unit_directories(root, manager);
     let names = names_of(unit);
-    let mut files = Vec::new();
     // The unit's own file, else that of its template.
     let fragment = names.iter().take(2).find_map(|name| {
-        UNIT_DIRECTORIES
-            .iter()
-            .map(|directory| Path::new(directory).join(name))
-            .find(|file| root.join(file).exists())
+        let mut files = directories.iter().map(|directory| directory.join(name));
+        files.find(|file| root.join(file).exists())
     });
-    files.extend(fragment);
-    let drop_ins = names.iter().flat_map(|name| {
-        UNIT_DIRECTORIES
-            .iter()
-            .map(move |directory| Path::new(directory).join(format!("{name}.d")))
-    });
+    let mut files = Vec::from_iter(fragment);
+    // Of two drop-ins with one name the one in the stronger directory counts, be it for a less
+    // specific name; those for all units of the type are weakest (src/shared/dropin.c
+    // `unit_file_find_dropin_paths`).
+    let kind = unit.rsplit_once('.').map(|(_, kind)| kind.to_owned());
+    let of = |names: &[String]| -> Vec<PathBuf> {
+        let each = directories.iter().flat_map(|directory| {
+            names
+                .iter()
+                .map(move |name| directory.join(format!("{name}.d")))
+        });
+        each.collect()
+    };
+    let mut drop_ins = of(&names);
+    drop_ins.extend(of(kind.as_slice()));
     files.extend(by_name(root, drop_ins));
     ini_lines(root, files, unit, keys)
 }
@@ -173,24 +246,39 @@ pub fn manager_lines(root: &Root, keys: &[&str]) -> Vec<Line> {
     ini_lines(root, files, "", keys)
 }
 
-/// Names under which files for a unit may stand, most specific first: itself, its template, its
-/// dash prefixes, its type.
+/// Names under which drop-ins for a unit may stand, in the order in which systemd looks
+/// (`unit_file_find_dirs`): itself, its template, and the same for its prefixes that end in a dash.
 fn names_of(unit: &str) -> Vec<String> {
-    let Some((stem, kind)) = unit.rsplit_once('.') else {
-        return vec![unit.to_owned()];
-    };
-    let mut names = vec![unit.to_owned()];
-    let prefix = match stem.split_once('@') {
-        Some((template, _)) => {
-            names.push(format!("{template}@.{kind}"));
-            template
-        }
-        None => stem,
-    };
-    let dashes = prefix.match_indices('-').map(|(at, _)| at).rev();
-    names.extend(dashes.map(|at| format!("{}.{kind}", &prefix[..=at])));
-    names.push(kind.to_owned());
+    let mut names = Vec::new();
+    add_names(unit, &mut names);
     names
+}
+
+fn add_names(unit: &str, names: &mut Vec<String>) {
+    if names.iter().any(|name| name == unit) {
+        return;
+    }
+    names.push(unit.to_owned());
+    let Some((stem, kind)) = unit.rsplit_once('.') else {
+        return;
+    };
+    let (prefix, instance) = match stem.split_once('@') {
+        Some((prefix, instance)) => (prefix, Some(instance)),
+        None => (stem, None),
+    };
+    if instance.is_some_and(|instance| !instance.is_empty()) {
+        add_names(&format!("{prefix}@.{kind}"), names);
+    }
+    // A dash at the end is that of the name before.
+    let inner = prefix.strip_suffix('-').unwrap_or(prefix);
+    if let Some(dash) = inner.rfind('-').filter(|dash| *dash > 0) {
+        let prefix = &inner[..=dash];
+        let built = match instance {
+            Some(instance) => format!("{prefix}@{instance}.{kind}"),
+            None => format!("{prefix}.{kind}"),
+        };
+        add_names(&built, names);
+    }
 }
 
 fn ini_lines(root: &Root, files: Vec<PathBuf>, target: &str, keys: &[&str]) -> Vec<Line> {
@@ -212,6 +300,28 @@ fn ini_lines(root: &Root, files: Vec<PathBuf>, target: &str, keys: &[&str]) -> V
             }
         });
     }
+    found
+}
+
+/// `NAME=VALUE` in a file of variables, for names that start with `prefix` (systemd.exec(5),
+/// EnvironmentFile=).
+#[must_use]
+pub fn assignments(root: &Root, file: &Path, prefix: &str) -> Vec<Line> {
+    let mut found = Vec::new();
+    each_line(root, file, |line, text, modified| {
+        if let Some((key, value)) = text.split_once('=')
+            && key.starts_with(prefix)
+        {
+            found.push(Line {
+                file: file.to_owned(),
+                line,
+                modified,
+                key: key.to_owned(),
+                value: value.trim_matches(['"', '\'']).to_owned(),
+                target: String::new(),
+            });
+        }
+    });
     found
 }
 
@@ -302,18 +412,30 @@ mod tests {
             told(&unit_lines(
                 fake.root(),
                 "postgresql@15-main.service",
+                Manager::System,
                 &["TasksMax"]
             )),
             [
                 "/lib/systemd/system/postgresql@.service:2 TasksMax=100",
                 "/etc/systemd/system/service.d/10.conf:1 TasksMax=50",
-                "/run/systemd/system/postgresql@15-main.service.d/20.conf:1 TasksMax=300",
+                // The directory counts before the name.
+                "/etc/systemd/system/postgresql@.service.d/20.conf:2 TasksMax=200",
             ]
         );
         assert_eq!(
             names_of("a-b-c.slice"),
-            ["a-b-c.slice", "a-b-.slice", "a-.slice", "slice"]
+            ["a-b-c.slice", "a-b-.slice", "a-.slice"]
         );
+        assert_eq!(
+            names_of("a-b@i-j.service"),
+            [
+                "a-b@i-j.service",
+                "a-b@.service",
+                "a-@.service",
+                "a-@i-j.service"
+            ]
+        );
+        assert_eq!(names_of("-.slice"), ["-.slice"]);
         fake.write(
             "etc/systemd/system.conf",
             "[Manager]\n#DefaultTasksMax=1\nDefaultTasksMax=15%\n",
@@ -321,6 +443,52 @@ mod tests {
         assert_eq!(
             told(&manager_lines(fake.root(), &["DefaultTasksMax"])),
             ["/etc/systemd/system.conf:3 DefaultTasksMax=15%"]
+        );
+    }
+
+    #[test]
+    fn a_users_own_units() {
+        let fake = FakeRoot::new();
+        fake.write("etc/passwd", "pg:x:26:26::/home/pg:/bin/sh\n");
+        fake.write("usr/lib/systemd/user/pg.service", "TasksMax=1\n");
+        fake.write("home/pg/.config/systemd/user/pg.service", "TasksMax=2\n");
+        fake.write("etc/systemd/system/pg.service", "TasksMax=3\n");
+        fake.write(
+            "run/user/26/systemd/transient/pg.service.d/5.conf",
+            "TasksMax=4\n",
+        );
+        assert_eq!(
+            told(&unit_lines(
+                fake.root(),
+                "pg.service",
+                Manager::User(26),
+                &["TasksMax"]
+            )),
+            [
+                "/home/pg/.config/systemd/user/pg.service:1 TasksMax=2",
+                "/run/user/26/systemd/transient/pg.service.d/5.conf:1 TasksMax=4",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_kernels_command_line_comes_first() {
+        let fake = FakeRoot::new();
+        fake.write(
+            "proc/cmdline",
+            "quiet sysctl.vm.overcommit_memory=2 sysctl.vm/x=1 sysctl.kernel/pid_max=9\n",
+        );
+        fake.write("etc/sysctl.d/1.conf", "kernel.pid_max=8\n");
+        assert_eq!(
+            told(&sysctl_lines(
+                fake.root(),
+                &["vm.overcommit_memory", "kernel.pid_max"]
+            )),
+            [
+                "/proc/cmdline:1 vm.overcommit_memory=2",
+                "/proc/cmdline:1 kernel.pid_max=9",
+                "/etc/sysctl.d/1.conf:1 kernel.pid_max=8",
+            ]
         );
     }
 

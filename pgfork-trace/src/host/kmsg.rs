@@ -89,6 +89,15 @@ fn open(root: &Root) -> Result<File, String> {
         })
 }
 
+/// Splits a record into head and message, if it is the kernel's own: LOG_KERN is facility 0, the
+/// three low bits are the level (kernel/printk/printk.c `devkmsg_write`, 5.10 to 7.2, sets LOG_USER
+/// for programs that say nothing, and refuses LOG_KERN).
+pub(super) fn kernels_own(record: &str) -> Option<(&str, &str)> {
+    let (head, message) = record.split_once(';')?;
+    let priority: u32 = head.split(',').next()?.parse().ok()?;
+    (priority >> 3 == 0).then_some((head, message))
+}
+
 /// A record that bears on refused forks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
@@ -142,7 +151,7 @@ impl Follower {
                     let records = chunk[..size].split(|&byte| byte == b'\n');
                     found.extend(records.filter_map(|record| {
                         let record = String::from_utf8_lossy(record);
-                        entry(record.split_once(';')?.1)
+                        entry(kernels_own(&record)?.1)
                     }));
                 }
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::EINTR)) => {}
@@ -181,7 +190,7 @@ impl KernelLog {
     /// `priority,sequence,microseconds,flags;message`.
     fn record(&mut self, line: &[u8]) {
         let line = String::from_utf8_lossy(line);
-        let Some((head, message)) = line.split_once(';') else {
+        let Some((head, message)) = kernels_own(&line) else {
             return;
         };
         let Some(at) = head.split(',').nth(2).and_then(|at| at.parse().ok()) else {
@@ -288,6 +297,7 @@ mod tests {
               3,6,600,-;Out of memory and no killable processes...\n\
               4,7,700,-;postgres: page allocation failure: order:0, mode:0x1\n\
               3,8,800,-;audit: out of memory in audit_alloc\n\
+              12,8,850,-;Out of memory: Killed process 11 (written by a program) total-vm:1kB\n\
               6,9,900,-;something else\nodd\n3,9,1,-;Out of memory: Killed process x\n",
         )
         .unwrap();
@@ -311,6 +321,7 @@ mod tests {
         let fake = FakeRoot::new();
         let mut content = vec![b'x'; 100_000];
         content.extend(b"\n6,1,5,-;Out of memory: Killed\n\xff\xff;\xff\n");
+        content.extend(b"12,1,5,-;Out of memory: Killed process 3 (by a program) total-vm:1kB\n");
         fake.write("dev/kmsg", content);
         assert_eq!(kernel_log(fake.root()).unwrap().oom_killed.len(), 1);
     }

@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use super::kmsg::kernels_own;
 use super::{Pid, Root};
 
 /// Most records taken at one look: an OOM storm prints a table of all processes for each kill.
@@ -86,13 +87,7 @@ pub struct Sizes {
 /// Only the kernel's own: what a program writes there has another facility.
 #[must_use]
 pub fn parse_record(record: &str) -> Option<OomLine> {
-    let (head, message) = record.split_once(';')?;
-    let priority: u32 = head.split(',').next()?.parse().ok()?;
-    // LOG_KERN is facility 0, the three low bits are the level (kernel/printk/printk.c
-    // `devkmsg_write` sets LOG_USER for programs that say nothing, and refuses LOG_KERN).
-    if priority >> 3 != 0 {
-        return None;
-    }
+    let (_, message) = kernels_own(record)?;
     parse(message.split('\n').next()?)
 }
 

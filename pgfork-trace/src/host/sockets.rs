@@ -20,6 +20,9 @@ pub struct Sockets {
     pub by_address: HashMap<IpAddr, u64>,
     /// Connections to the server's Unix sockets, accepted or not.
     pub unix: u64,
+    /// Of these: wait to be accepted. They have no file yet, which net/unix/af_unix.c
+    /// `unix_seq_show` prints as `SS_CONNECTING` (5.10 to 7.2).
+    pub unix_to_accept: u64,
 }
 
 /// Reads `/proc/PID/net`: the network namespace of the server. `Ok(None)` when nothing of it can
@@ -41,15 +44,15 @@ pub fn sockets(root: &Root, pid: Pid, port: u16) -> Result<Option<Sockets>, Read
     }
     let name = format!("/.s.PGSQL.{port}");
     let read = read::lines(&net.join("unix"), |_, line| {
+        const CONNECTING: &[u8] = b"02";
         const CONNECTED: &[u8] = b"03";
         let mut fields = read::fields(line);
         let state = fields.nth(5);
-        if state == Some(CONNECTED)
-            && fields
-                .next_back()
-                .is_some_and(|it| it.ends_with(name.as_bytes()))
-        {
-            found.unix += 1;
+        let path = fields.next_back();
+        if path.is_some_and(|it| it.ends_with(name.as_bytes())) {
+            let waits = state == Some(CONNECTING);
+            found.unix_to_accept += u64::from(waits);
+            found.unix += u64::from(waits || state == Some(CONNECTED));
         }
         Ok(())
     })?;
@@ -142,7 +145,9 @@ mod tests {
             "Num RefCount Protocol Flags Type St Inode Path\n\
              0: 00000002 00000000 00010000 0001 01 1 /run/.s.PGSQL.5432\n\
              0: 00000003 00000000 00000000 0001 03 2 /run/.s.PGSQL.5432\n\
-             0: 00000003 00000000 00000000 0001 03 3\n",
+             0: 00000003 00000000 00000000 0001 03 3\n\
+             0: 00000002 00000000 00000000 0001 02 0 /run/.s.PGSQL.5432\n\
+             0: 00000002 00000000 00000000 0001 02 0 /run/.s.PGSQL.5433\n",
         );
         let found = sockets(fake.root(), 7, 5432).unwrap().unwrap();
         assert_eq!(
@@ -152,8 +157,9 @@ mod tests {
                 found.to_accept,
                 found.unix
             ),
-            (2, 1, 3, 1)
+            (2, 1, 3, 2)
         );
+        assert_eq!(found.unix_to_accept, 1);
         assert_eq!(found.by_address[&IpAddr::V4(Ipv4Addr::new(10, 0, 3, 2))], 3);
     }
 }

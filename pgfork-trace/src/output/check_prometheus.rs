@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use super::escape::name;
+use super::escape::limited;
 use crate::{
     check::{Report, ServerReport},
     verdict::headroom::{Place, Row},
@@ -115,7 +115,8 @@ fn line(out: &mut String, metric: &str, labels: &str, value: u64) {
 
 fn whose(server: &ServerReport) -> String {
     format!(
-        "port=\"{}\",data_dir=\"{}\"",
+        "pid=\"{}\",port=\"{}\",data_dir=\"{}\"",
+        server.pid,
         server
             .port
             .map_or_else(String::new, |port| port.to_string()),
@@ -137,7 +138,10 @@ fn labels(server: &ServerReport, row: &Row) -> String {
     )
 }
 
-/// Without control characters; backslash and quote escaped as the format asks.
+/// Without control characters; backslash and quote escaped as the format asks. Not cut: two series
+/// with the same labels make the whole file invalid.
 fn quoted(text: &str) -> String {
-    name(text).replace('\\', "\\\\").replace('"', "\\\"")
+    limited(text, usize::MAX)
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
 }

@@ -178,9 +178,9 @@ fn rows(out: &mut String, style: Style, label: &str, rows: impl IntoIterator<Ite
 }
 
 fn origin(origin: &Origin) -> String {
-    let place = match origin.file.as_str() {
-        "" => "the command line".to_owned(),
-        file => format!("{}:{}", name(file), origin.line),
+    let place = match (origin.file.as_str(), origin.source.as_str()) {
+        ("", source) => sentence(source).into_owned(),
+        (file, _) => format!("{}:{}", name(file), origin.line),
     };
     let target = match origin.target.as_str() {
         "" => String::new(),
@@ -190,10 +190,11 @@ fn origin(origin: &Origin) -> String {
         .modified
         .as_ref()
         .map_or_else(String::new, |time| format!(", changed {}", name(time)));
-    let state = match (&origin.now, origin.overridden) {
-        (Some(now), _) => format!("; NOW {}", name(now)),
-        (None, true) => "; overridden below".to_owned(),
-        (None, false) => String::new(),
+    let state = match (&origin.now, &origin.not_applied, origin.overridden) {
+        (Some(now), ..) => format!("; NOW {}", name(now)),
+        (None, Some(why), _) => format!("; not applied: {}", sentence(why)),
+        (None, None, true) => "; overridden".to_owned(),
+        (None, None, false) => String::new(),
     };
     format!(
         "{target}{} = {}  {place}{changed}{state}",
@@ -365,8 +366,9 @@ fn sockets(found: &SocketCounts) -> String {
         count(found.tcp),
         count(found.unix)
     );
-    if found.tcp_to_accept > 0 {
-        out += &format!(", {} not accepted yet", count(found.tcp_to_accept));
+    let waiting = found.tcp_to_accept.saturating_add(found.unix_to_accept);
+    if waiting > 0 {
+        out += &format!(", {} not accepted yet", count(waiting));
     }
     if found.tcp_closing > 0 {
         out += &format!(", {} closing", count(found.tcp_closing));

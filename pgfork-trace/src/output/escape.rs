@@ -31,7 +31,7 @@ pub fn limited(text: &str, limit: usize) -> Cow<'_, str> {
     if fits && !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
     }
-    let mut out = String::with_capacity(text.len().min(limit * 4));
+    let mut out = String::with_capacity(text.len().min(limit.saturating_mul(4)));
     for c in text.chars().take(limit) {
         match c {
             _ if !is_unsafe(c) => out.push(c),

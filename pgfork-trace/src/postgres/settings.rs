@@ -127,7 +127,7 @@ pub fn settings(root: &Root, pid: Pid) -> Settings {
     };
     let main = given
         .get("config_file")
-        .map_or_else(|| PathBuf::from("postgresql.conf"), PathBuf::from);
+        .map_or_else(|| reader.main(given.get("data_directory")), PathBuf::from);
     reader.found.complete = reader.file(&main, 0, true);
     // Until ALTER SYSTEM is first used the file is there, but empty of settings.
     reader.file(Path::new("postgresql.auto.conf"), 0, false);
@@ -203,6 +203,16 @@ impl Reader {
             Ok(below) => self.root.join(below),
             Err(_) => self.cwd.join(path),
         }
+    }
+
+    /// The main file without config_file: that in the directory of -D, which may be another than
+    /// the data directory, where the server is (guc.c `SelectConfigFiles`, PostgreSQL 10 to 18).
+    fn main(&self, given: Option<&String>) -> PathBuf {
+        let given = given.map(|directory| Path::new(directory).join("postgresql.conf"));
+        // A relative one is so to the directory that the server was started in.
+        given
+            .filter(|file| file.is_absolute() && self.here(file).is_file())
+            .unwrap_or_else(|| PathBuf::from("postgresql.conf"))
     }
 
     /// Reads one file and what it includes. Whether it was read.
@@ -362,7 +372,10 @@ mod tests {
         );
         assert_eq!(found.text("huge_pages"), Some("on"));
         let place = &found.set["superuser_reserved_connections"];
-        assert_eq!(place.file.as_deref(), Some(Path::new("conf.d/20.conf")));
+        assert_eq!(
+            place.file.as_deref(),
+            Some(Path::new("/data/conf.d/20.conf"))
+        );
         assert_eq!(place.line, 1);
     }
 
@@ -379,6 +392,25 @@ mod tests {
         assert_eq!(found.number("max_connections", 100), Some(5000));
         // A file that includes itself ends.
         assert_eq!(found.unread.len(), 1);
+    }
+
+    #[test]
+    fn a_directory_of_configuration_files_with_data_directory() {
+        let fake = server("postgres -D /etc/pg");
+        fake.write(
+            "etc/pg/postgresql.conf",
+            "data_directory = '/data'\nmax_connections = 500\n",
+        );
+        fake.write("data/postgresql.conf", "max_connections = 7\n");
+        fake.write("data/postgresql.auto.conf", "work_mem = '1MB'\n");
+        let found = settings(fake.root(), 7);
+        assert_eq!(found.number("max_connections", 100), Some(500));
+        assert_eq!(found.bytes("work_mem", 1024, 0), Some(1 << 20));
+        fake.remove("etc/pg/postgresql.conf");
+        assert_eq!(
+            settings(fake.root(), 7).number("max_connections", 100),
+            Some(7)
+        );
     }
 
     #[test]

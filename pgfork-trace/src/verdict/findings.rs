@@ -35,6 +35,12 @@ pub enum FindingId {
     LowMaxMapCount,
     /// limits.conf sets a limit for this user that does not apply to services.
     LimitsConfNotApplied,
+    /// /etc/sysctl.conf sets something, and nothing applies it at boot.
+    SysctlConfNotApplied,
+    /// PG_OOM_ADJUST_FILE is set, and the children are as exempt as the postmaster all the same.
+    OomAdjustWithoutEffect,
+    /// The postmaster is exempt from the OOM killer, and its children with it.
+    OomAdjustNotSet,
 }
 
 /// One contradiction.
@@ -55,7 +61,7 @@ pub struct FileSetting {
     pub value: String,
     /// `/etc/sysctl.d/x.conf:3`.
     pub place: String,
-    /// What the kernel has now, where that can be compared.
+    /// What is in force now, where it is another.
     pub now: Option<String>,
 }
 
@@ -82,14 +88,22 @@ pub struct FindingFacts {
     pub max_map_count: Option<u64>,
     /// The file that sets max_connections is newer than the server.
     pub newer_settings: Option<String>,
+    /// PG_OOM_ADJUST_FILE is in the postmaster's environment.
+    pub oom_adjust: Option<bool>,
+    /// The unit sets it.
+    pub unit_sets_oom_adjust: bool,
     /// Winning lines of sysctl.d.
     pub sysctls: Vec<FileSetting>,
+    /// Lines of /etc/sysctl.conf that systemd does not read.
+    pub unread_sysctls: Vec<FileSetting>,
     /// Winning lines of units.
     pub units: Vec<FileSetting>,
-    /// Lines of limits.conf for this user.
+    /// Lines of limits.conf for this user that are not in force.
     pub user_limits: Vec<FileSetting>,
-    /// The server is a systemd service, which pam_limits does not touch.
+    /// The server is a service of the system, which pam_limits does not touch by itself.
     pub is_service: bool,
+    /// It is started through a login all the same: PAMName=, su, runuser.
+    pub logs_in: bool,
 }
 
 /// The default of vm.max_map_count (`DEFAULT_MAX_MAP_COUNT`, include/linux/mm.h).
@@ -109,16 +123,36 @@ pub fn findings(facts: &FindingFacts, rows: &[Row]) -> Vec<Finding> {
     }
     let (own, children) = facts.oom_score_adj;
     say(FindingId::NothingKillable, nothing_killable(facts));
+    let adjust = oom_adjust(facts);
+    let exempt = adjust.is_some();
+    all.extend(adjust);
+    let mut say = |id, text: Option<String>| all.extend(text.map(|text| Finding { id, text }));
     say(
         FindingId::PostmasterKillable,
-        own.zip(children).filter(|(own, children)| own >= children).filter(|(own, _)| *own > -1000).map(|(own, children)| {
+        own.zip(children).filter(|(own, children)| own >= children && !exempt).filter(|(own, _)| *own > -1000).map(|(own, children)| {
             format!("oom_score_adj is {own} for the postmaster and {children} for its children: the OOM killer may end the postmaster first, and all connections with it; OOMScoreAdjust=-900 in the unit, PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj for the children")
         }),
     );
     say(FindingId::HugePagesUnused, huge_unused(facts));
     say(FindingId::HugePagesTooFew, huge_too_few(facts));
-    for setting in facts.sysctls.iter().chain(&facts.units) {
+    let log_in = !facts.is_service || facts.logs_in;
+    let user_limits = facts.user_limits.iter();
+    for setting in facts
+        .sysctls
+        .iter()
+        .chain(&facts.units)
+        .chain(user_limits.clone().filter(|_| log_in))
+    {
         say(FindingId::KernelDiffersFromFiles, differs(setting));
+    }
+    for setting in &facts.unread_sysctls {
+        say(
+            FindingId::SysctlConfNotApplied,
+            Some(format!(
+                "{} = {} in {} is not applied at boot: systemd reads sysctl.d only, and no file there is a link to it; move it to /etc/sysctl.d, or ln -s ../sysctl.conf /etc/sysctl.d/99-sysctl.conf",
+                setting.key, setting.value, setting.place
+            )),
+        );
     }
     say(
         FindingId::SettingsNewerThanServer,
@@ -133,13 +167,15 @@ pub fn findings(facts: &FindingFacts, rows: &[Row]) -> Vec<Finding> {
             format!("vm.max_map_count = {it} is below the default of {DEFAULT_MAX_MAP_COUNT}: backends with many mappings get \"out of memory\"; a fork is not refused by it")
         }),
     );
-    for setting in facts.user_limits.iter().filter(|_| facts.is_service) {
+    for setting in user_limits.filter(|_| !log_in) {
         say(
             FindingId::LimitsConfNotApplied,
-            Some(format!(
-                "{} {} ({}) does not apply to this server: pam_limits acts at logins, services have LimitNPROC=",
-                setting.key, setting.value, setting.place
-            )),
+            setting.now.as_ref().map(|now| {
+                format!(
+                    "{} {} ({}) does not apply to this server, which has {now}: pam_limits acts at logins, services have LimitNPROC=",
+                    setting.key, setting.value, setting.place
+                )
+            }),
         );
     }
     all
@@ -227,14 +263,44 @@ fn huge_too_few(facts: &FindingFacts) -> Option<String> {
     })
 }
 
+/// src/backend/postmaster/fork_process.c, PostgreSQL 10 to 18: a child writes PG_OOM_ADJUST_VALUE, or
+/// 0, to the file that PG_OOM_ADJUST_FILE names; without that it keeps the postmaster's exemption.
+fn oom_adjust(facts: &FindingFacts) -> Option<Finding> {
+    let (Some(own), Some(children)) = facts.oom_score_adj else {
+        return None;
+    };
+    // Up to here the unit's OOMScoreAdjust= is meant to protect the postmaster alone.
+    if own > -900 || children != own {
+        return None;
+    }
+    let (id, text) = match facts.oom_adjust? {
+        true => (
+            FindingId::OomAdjustWithoutEffect,
+            format!(
+                "PG_OOM_ADJUST_FILE is set, but the children have oom_score_adj {children} like the postmaster: PG_OOM_ADJUST_VALUE says so, or the file cannot be written to"
+            ),
+        ),
+        false => (
+            FindingId::OomAdjustNotSet,
+            format!(
+                "oom_score_adj is {own} for the postmaster and, as PG_OOM_ADJUST_FILE is not set, for its children: the OOM killer spares them and ends something else; {}",
+                if facts.unit_sets_oom_adjust {
+                    "the unit sets it, from the next restart on"
+                } else {
+                    "set Environment=PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj in the unit"
+                }
+            ),
+        ),
+    };
+    Some(Finding { id, text })
+}
+
 fn differs(setting: &FileSetting) -> Option<String> {
     let now = setting.now.as_ref()?;
-    (*now != setting.value).then(|| {
-        format!(
-            "{} = {} now, but {} in {}: changed by hand, or not applied yet",
-            setting.key, now, setting.value, setting.place
-        )
-    })
+    Some(format!(
+        "{} = {} now, but {} in {}: changed by hand, or not applied yet",
+        setting.key, now, setting.value, setting.place
+    ))
 }
 
 fn work_mem(facts: &FindingFacts) -> Option<String> {
@@ -301,14 +367,15 @@ mod tests {
             commit_limit: 4 * GIB,
             ..MemoryFacts::default()
         });
-        let line = |now: &str| FileSetting {
+        let line = |now: Option<&str>| FileSetting {
             key: "vm.overcommit_ratio".to_owned(),
             value: "80".to_owned(),
             place: "/etc/sysctl.d/x.conf:1".to_owned(),
-            now: Some(now.to_owned()),
+            now: now.map(str::to_owned),
         };
-        facts.sysctls = vec![line("50"), line("80")];
-        facts.user_limits = vec![line("")];
+        facts.sysctls = vec![line(Some("50")), line(None)];
+        facts.user_limits = vec![line(Some("40"))];
+        facts.unread_sysctls = vec![line(None)];
         assert_eq!(
             ids(&facts),
             [
@@ -318,6 +385,7 @@ mod tests {
                 FindingId::HugePagesUnused,
                 FindingId::HugePagesTooFew,
                 FindingId::KernelDiffersFromFiles,
+                FindingId::SysctlConfNotApplied,
                 FindingId::WorkMemExceedsMemory,
                 FindingId::LowMaxMapCount,
                 FindingId::LimitsConfNotApplied,
@@ -333,6 +401,23 @@ mod tests {
         };
         assert_eq!(ids(&facts), [FindingId::PostmasterKillable]);
         facts.oom_score_adj = (Some(-900), Some(0));
+        assert_eq!(ids(&facts), []);
+    }
+
+    #[test]
+    fn children_that_are_as_exempt_as_the_postmaster() {
+        let mut facts = FindingFacts {
+            oom_score_adj: (Some(-900), Some(-900)),
+            ..FindingFacts::default()
+        };
+        // The environment cannot be read.
+        assert_eq!(ids(&facts), [FindingId::PostmasterKillable]);
+        facts.oom_adjust = Some(false);
+        assert_eq!(ids(&facts), [FindingId::OomAdjustNotSet]);
+        facts.oom_adjust = Some(true);
+        facts.oom_score_adj = (Some(-1000), Some(-1000));
+        assert_eq!(ids(&facts), [FindingId::OomAdjustWithoutEffect]);
+        facts.oom_score_adj.1 = Some(0);
         assert_eq!(ids(&facts), []);
     }
 }

@@ -30,6 +30,8 @@ pub const INITIAL_CGROUP_NS: u64 = 0xEFFF_FFFB;
 
 /// Longest command line that is kept, in bytes.
 const CMDLINE_LIMIT: u64 = 4096;
+/// Longest environment that is read, in bytes.
+const ENVIRON_LIMIT: u64 = 1 << 20;
 
 /// A process that cannot be confused with a later one of the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -227,6 +229,17 @@ pub fn cmdline(root: &Root, pid: Pid) -> Result<Vec<OsString>, ReadError> {
     Ok(arguments
         .map(|argument| OsString::from_vec(argument.to_vec()))
         .collect())
+}
+
+/// A variable of the environment that the process was started with: `Some(None)` when it was not
+/// set, `None` when the environment cannot be read (that takes root or its user).
+pub fn variable(root: &Root, pid: Pid, name: &str) -> Option<Option<OsString>> {
+    let text = read::small(&root.pid(pid).join("environ"), ENVIRON_LIMIT).ok()??;
+    let value = text.split(|&byte| byte == 0).find_map(|variable| {
+        let value = variable.strip_prefix(name.as_bytes())?;
+        value.strip_prefix(b"=")
+    });
+    Some(value.map(|value| OsString::from_vec(value.to_vec())))
 }
 
 /// Namespaces of the process whose directory in `/proc` is `dir` (`/proc/PID`, `/proc/self`).

@@ -49,7 +49,7 @@ fn nproc(facts: &HeadroomFacts) -> Option<Row> {
         Effect::RefusesEagain,
         Unit::Tasks,
     );
-    let exempt = nproc.uid == 0 || facts.cap_sys_admin || facts.cap_sys_resource;
+    let exempt = nproc.root || facts.cap_sys_admin || facts.cap_sys_resource;
     let limit = nproc.limit.filter(|_| !exempt);
     if exempt {
         row.notes

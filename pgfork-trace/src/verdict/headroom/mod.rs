@@ -272,6 +272,8 @@ pub struct NprocFacts {
     pub tasks: u64,
     /// Tasks of the uid that may or may not be in it.
     pub uncertain: u64,
+    /// It is uid 0 of the host.
+    pub root: bool,
     /// Soft limit.
     pub limit: Option<u64>,
 }

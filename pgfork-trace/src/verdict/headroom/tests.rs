@@ -90,6 +90,7 @@ fn of_two_equally_close_limits_the_earlier_check_refuses() {
         userns_inum: None,
         tasks: 5,
         uncertain: 0,
+        root: false,
         limit: Some(10),
     });
     let order: Vec<_> = headroom(&facts).iter().map(|row| row.limit).collect();
@@ -101,6 +102,12 @@ fn of_two_equally_close_limits_the_earlier_check_refuses() {
             Limit::PidsCgroupMax
         ]
     );
+    // uid 0 of a container only.
+    facts.nproc.as_mut().unwrap().uid = 0;
+    assert_eq!(row(&facts, Limit::RlimitNproc).backends, Some(5));
+    facts.nproc.as_mut().unwrap().root = true;
+    assert_eq!(row(&facts, Limit::RlimitNproc).backends, None);
+    facts.nproc.as_mut().unwrap().root = false;
     facts.cap_sys_resource = true;
     assert_eq!(row(&facts, Limit::RlimitNproc).backends, None);
 }
