@@ -166,6 +166,7 @@ fn every_limit_has_a_command() {
         userns_inum: None,
         tasks: 5,
         uncertain: 0,
+        root: false,
         limit: Some(10),
     });
     facts.pids = vec![level("/a", 10, Some(15))];
