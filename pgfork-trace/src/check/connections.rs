@@ -7,7 +7,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    host::{Pid, Root, census::Census, process::ProcessId, sockets},
+    gather::text,
+    host::{
+        Pid, Root,
+        census::{Census, Seen},
+        process::ProcessId,
+        sockets,
+    },
     postgres::{Kind, Postmaster},
 };
 
@@ -70,7 +76,8 @@ pub struct Connections {
     pub helpers: Vec<Tally>,
     /// Children that ended and were not reaped; each still counts as a task.
     pub zombies: u64,
-    /// Processes that children started: archive and restore commands, COPY FROM/TO PROGRAM.
+    /// Processes that children started, and those that these started: archive and restore commands,
+    /// COPY FROM/TO PROGRAM. By the child's job and the name of the process.
     pub started_by_children: Vec<Tally>,
     /// The same from the kernel's side: connections that no backend serves yet too.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,7 +160,10 @@ pub(super) fn count(
                 ages.extend(uptime.map(|uptime| id.age(uptime).as_secs()));
                 parents.insert(child.seen.pid, "client backend".to_owned());
             }
-            Kind::WalSender(_) => found.wal_senders += 1,
+            Kind::WalSender(_) => {
+                found.wal_senders += 1;
+                parents.insert(child.seen.pid, "wal sender".to_owned());
+            }
             Kind::Helper(job) => {
                 helpers.add(job);
                 parents.insert(child.seen.pid, job.clone());
@@ -161,12 +171,8 @@ pub(super) fn count(
             Kind::Other => helpers.add("unnamed"),
         }
     }
-    for seen in &census.processes {
-        if seen.parent != postmaster.pid
-            && let Some(parent) = parents.get(&seen.parent)
-        {
-            started.add(parent);
-        }
+    for (job, comm) in below(census, postmaster.pid, &parents) {
+        started.add(&format!("{job} ({comm})"));
     }
     ages.sort_unstable();
     found.oldest_s = ages.last().copied();
@@ -181,6 +187,30 @@ pub(super) fn count(
     found.helpers = helpers.top();
     found.started_by_children = started.top();
     found.pooler = found.pooler_hint();
+    found
+}
+
+/// Everything below the children in `jobs`, however deep, with the job of the child and its own name.
+fn below<'j>(
+    census: &Census,
+    postmaster: Pid,
+    jobs: &'j HashMap<Pid, String>,
+) -> Vec<(&'j str, String)> {
+    let mut of_parent = HashMap::<Pid, Vec<&Seen>>::new();
+    for seen in &census.processes {
+        if seen.parent != postmaster {
+            of_parent.entry(seen.parent).or_default().push(seen);
+        }
+    }
+    let mut found = Vec::new();
+    let mut rest: Vec<(Pid, &str)> = jobs.iter().map(|(pid, job)| (*pid, job.as_str())).collect();
+    while let Some((pid, job)) = rest.pop() {
+        // Taken out, so that numbers that point at each other end.
+        for seen in of_parent.remove(&pid).unwrap_or_default() {
+            found.push((job, text(&seen.comm)));
+            rest.push((seen.pid, job));
+        }
+    }
     found
 }
 

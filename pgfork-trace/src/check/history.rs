@@ -15,7 +15,7 @@ use crate::{
         kmsg::{self, KernelLog, Times},
         psi,
     },
-    postgres::server_log,
+    postgres::{foreign_messages, server_log},
 };
 
 /// Refused forks in the counters of one cgroup.
@@ -83,6 +83,12 @@ pub struct LogEvents {
     pub partial: bool,
     /// Refused forks by errno: `EAGAIN`, `ENOMEM`, `other`.
     pub could_not_fork: Vec<Tally>,
+    /// Time of the first of them, as the log has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_refused: Option<String>,
+    /// Time of the last of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_refused: Option<String>,
     /// Clients turned away because all slots were taken.
     pub too_many_clients: u64,
     /// Backends that ran out of memory.
@@ -187,6 +193,11 @@ pub(super) fn of_server(root: &Root, server: &mut Server<'_>) -> ServerHistory {
             text(file.as_os_str())
         ));
     }
+    if let Some(language) = foreign_messages(&server.settings) {
+        server.not_seen.push(format!(
+            "the server's messages are not in English (lc_messages = {language}): those in its log are not counted"
+        ));
+    }
     let tally = |(name, count): (&&str, &u64)| Tally {
         name: (*name).to_owned(),
         count: *count,
@@ -200,13 +211,18 @@ pub(super) fn of_server(root: &Root, server: &mut Server<'_>) -> ServerHistory {
             .unwrap_or_default(),
         server_log: found
             .into_iter()
-            .map(|counts| LogEvents {
-                file: text(counts.file.as_os_str()),
-                modified: counts.modified.and_then(time_of),
-                partial: counts.partial,
-                could_not_fork: counts.could_not_fork.iter().map(tally).collect(),
-                too_many_clients: counts.too_many_clients,
-                out_of_memory: counts.out_of_memory,
+            .map(|counts| {
+                let (first_refused, last_refused) = counts.refused.unzip();
+                LogEvents {
+                    file: text(counts.file.as_os_str()),
+                    modified: counts.modified.and_then(time_of),
+                    partial: counts.partial,
+                    could_not_fork: counts.could_not_fork.iter().map(tally).collect(),
+                    first_refused,
+                    last_refused,
+                    too_many_clients: counts.too_many_clients,
+                    out_of_memory: counts.out_of_memory,
+                }
             })
             .collect(),
     }

@@ -16,7 +16,7 @@ use crate::{
     host::{
         Root,
         config::{self, Line},
-        process, sysctl,
+        memory, process, sysctl,
     },
     verdict::findings::{FileSetting, FindingFacts},
 };
@@ -144,7 +144,7 @@ pub(super) fn of_server(
         all.extend(limits::origins(root, server, &rlimits, &mut facts));
     }
     all.extend(settings(server));
-    settings_facts(host, server, uptime, &mut facts);
+    settings_facts(root, host, server, uptime, &mut facts);
     facts.max_map_count = sysctl::sysctl_number(root, "vm/max_map_count")
         .ok()
         .flatten();
@@ -213,7 +213,22 @@ fn settings(server: &Server<'_>) -> Vec<Origin> {
     found.collect()
 }
 
+/// The pool that the server takes from: of the size in huge_page_size (PostgreSQL 14 and later),
+/// else of the default size. All, free and reserved pages, and their size.
+fn huge_pages(root: &Root, host: &Host, size: u64) -> Option<(u64, u64, u64, u64)> {
+    let info = host.info.as_ref()?;
+    if size == 0 || info.huge_page_bytes == Some(size) {
+        let [Some(all), Some(free), Some(reserved)] = info.huge_pages else {
+            return None;
+        };
+        return Some((all, free, reserved, info.huge_page_bytes?));
+    }
+    let (all, free, reserved) = memory::huge_page_pool(root, size).ok().flatten()?;
+    Some((all, free, reserved, size))
+}
+
 fn settings_facts(
+    root: &Root,
     host: &Host,
     server: &Server<'_>,
     uptime: Option<Duration>,
@@ -246,11 +261,12 @@ fn settings_facts(
     facts.shared_buffers = set.bytes("shared_buffers", 8192, 128 << 20);
     facts.huge_pages = set.text("huge_pages").map(str::to_owned);
     facts.work_mem = set.bytes("work_mem", 1024, 4 << 20);
-    if let Some(info) = &host.info
-        && let [Some(all), Some(free), Some(reserved)] = info.huge_pages
-    {
-        facts.huge = info.huge_page_bytes.map(|size| (all, free, reserved, size));
-    }
+    facts.shared = server.shared;
+    facts.huge = huge_pages(
+        root,
+        host,
+        set.bytes("huge_page_size", 1024, 0).unwrap_or(0),
+    );
     let started =
         uptime.and_then(|uptime| SystemTime::now().checked_sub(server.postmaster.age(uptime)));
     facts.newer_settings = set.set.get("max_connections").and_then(|setting| {

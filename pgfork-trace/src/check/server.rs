@@ -52,6 +52,8 @@ pub(super) struct Server<'h> {
     pub(super) headroom: HeadroomFacts,
     pub(super) pids: Option<Chain>,
     pub(super) memory: Option<Chain>,
+    /// Size of the shared memory segment, and whether it is of huge pages.
+    pub(super) shared: Option<(u64, bool)>,
     pub(super) oom_score_adj: Option<i32>,
     pub(super) child_oom_score_adj: Option<i32>,
     pub(super) not_seen: Vec<String>,
@@ -68,6 +70,7 @@ impl<'h> Server<'h> {
             headroom: HeadroomFacts::default(),
             pids: None,
             memory: None,
+            shared: None,
             oom_score_adj: None,
             child_oom_score_adj: None,
             not_seen: Vec::new(),
@@ -85,6 +88,9 @@ impl<'h> Server<'h> {
         if accounted.is_none() {
             notes.push("the postmaster's mappings cannot be read (that takes root or its user): what a fork charges is not known".to_owned());
         }
+        self.shared = accounted
+            .filter(|it| it.shared_bytes > 0)
+            .map(|it| (it.shared_bytes, it.shared_is_huge));
         let namespaces = process::namespaces(&root.pid(pid));
         self.pids = noted(cgroup::chain(root, pid, Controller::Pids), notes).flatten();
         self.memory = noted(cgroup::chain(root, pid, Controller::Memory), notes).flatten();

@@ -346,6 +346,21 @@ fn zombies_children_and_a_pooler_pattern() {
         parent: 740,
         ..FakeProcess::new(741)
     });
+    // What the shell of archive_command started; its number is lower after a wrap.
+    fake.process(&FakeProcess {
+        parent: 741,
+        comm: b"gzip".to_vec(),
+        ..FakeProcess::new(650)
+    });
+    backend(
+        &fake,
+        743,
+        "postgres: main: walsender rep 10.0.0.9(5) streaming 0/0",
+    );
+    fake.process(&FakeProcess {
+        parent: 743,
+        ..FakeProcess::new(744)
+    });
     fake.process(&FakeProcess {
         parent: 700,
         state: 'Z',
@@ -355,7 +370,15 @@ fn zombies_children_and_a_pooler_pattern() {
     let found = look_at(&fake).connections;
     assert_eq!((found.clients, found.idle, found.zombies), (30, 20, 1));
     assert_eq!(found.by_user[0].name, "app");
-    assert_eq!(found.started_by_children[0].name, "archiver");
+    let started: Vec<_> = found
+        .started_by_children
+        .iter()
+        .map(|it| it.name.as_str())
+        .collect();
+    assert_eq!(
+        started,
+        ["archiver (gzip)", "archiver (sh)", "wal sender (sh)"]
+    );
     assert!(found.pooler.unwrap().starts_with("20 of 30 connections"));
 }
 
@@ -390,6 +413,18 @@ fn what_already_happened_and_who_is_blamed_for_it() {
     assert!(seen.pids_events[0].counts_forker && seen.pids_events[0].refused == 3);
     assert_eq!(seen.memory_events[0].killed, Some(1));
     assert_eq!(seen.server_log[0].could_not_fork[0].name, "ENOMEM");
+    fake.write("data/postgresql.conf", "lc_messages = 'de_DE.UTF-8'\n");
+    let notes = look_at(&fake).not_seen;
+    assert!(
+        notes.iter().any(|it| it.contains("lc_messages = de_DE")),
+        "{notes:?}"
+    );
+    fake.write("data/postgresql.conf", "lc_messages = 'en_US.UTF-8'\n");
+    let notes = look_at(&fake).not_seen;
+    assert!(
+        !notes.iter().any(|it| it.contains("lc_messages")),
+        "{notes:?}"
+    );
     // With it, pids.events of every level above counts the refusals below it as well.
     let slice = "sys/fs/cgroup/app.slice";
     fake.write(format!("{unit}/pids.events.local"), "max 0\n");

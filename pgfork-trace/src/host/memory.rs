@@ -82,6 +82,25 @@ pub fn meminfo(root: &Root) -> (Option<MemInfo>, Vec<String>) {
     (read.map(|()| info), unread)
 }
 
+/// The pool of huge pages of `size` bytes: all, free and reserved pages. `Ok(None)` when there is
+/// none of that size.
+///
+/// # Errors
+/// When a file holds something else than a number.
+pub fn huge_page_pool(root: &Root, size: u64) -> Result<Option<(u64, u64, u64)>, ReadError> {
+    let pool = root
+        .sys()
+        .join(format!("kernel/mm/hugepages/hugepages-{}kB", size / 1024));
+    let number = |name: &str| read::number(&pool.join(name));
+    let all = number("nr_hugepages")?;
+    let free = number("free_hugepages")?;
+    let reserved = number("resv_hugepages")?;
+    Ok(all
+        .zip(free)
+        .zip(reserved)
+        .map(|((all, free), reserved)| (all, free, reserved)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fake::FakeRoot;

@@ -111,6 +111,9 @@ pub(super) fn server(history: &ServerHistory) -> Vec<String> {
                 parts.push(format!("{} {what}", count(number)));
             }
         }
+        if let (Some(first), Some(last)) = (&log.first_refused, &log.last_refused) {
+            parts.push(format!("refused from {} to {}", name(first), name(last)));
+        }
         if !parts.is_empty() {
             let end = if log.partial { "the end of " } else { "" };
             out.push(format!("{} in {end}{}", parts.join(", "), name(&log.file)));

@@ -14,6 +14,6 @@ pub use discover::{
 pub use lock_file::LockFile;
 pub use roles::{Described, Role, describe};
 pub use select::{Filter, SelectError, Target, select};
-pub use server_log::{LogCounts, server_log};
+pub use server_log::{LogCounts, foreign_messages, server_log};
 pub use settings::{Setting, Settings, settings};
 pub use titles::{Client, Kind, Title};

@@ -25,6 +25,8 @@ pub struct LogCounts {
     /// Refused forks by what the log says: `EAGAIN`, `ENOMEM`, or `other` (another language or
     /// error).
     pub could_not_fork: BTreeMap<&'static str, u64>,
+    /// Times of the first and the last of them, as the log has them.
+    pub refused: Option<(String, String)>,
     /// Clients turned away because all slots were taken.
     pub too_many_clients: u64,
     /// `out of memory` in a backend.
@@ -126,6 +128,10 @@ impl LogCounts {
                 "other"
             };
             *self.could_not_fork.entry(errno).or_default() += 1;
+            if let Some(time) = time(line) {
+                let first = self.refused.take().map_or_else(|| time.clone(), |it| it.0);
+                self.refused = Some((first, time));
+            }
         } else if has("too many clients already") || has("connection slots are reserved") {
             self.too_many_clients += 1;
         } else if has("out of memory") {
@@ -134,14 +140,40 @@ impl LogCounts {
     }
 }
 
+/// The first time in a line, without its time zone: wherever log_line_prefix has it, at the start of
+/// csvlog, the first field of jsonlog.
+fn time(line: &[u8]) -> Option<String> {
+    const SHAPE: &[u8] = b"0000-00-00 00:00:00";
+    let fits = |window: &&[u8]| {
+        let mut pairs = window.iter().zip(SHAPE);
+        pairs.all(|(byte, shape)| match shape {
+            b'0' => byte.is_ascii_digit(),
+            shape => byte == shape,
+        })
+    };
+    let found = line.windows(SHAPE.len()).take(200).find(fits)?;
+    Some(String::from_utf8_lossy(found).into_owned())
+}
+
+/// The language of the server's messages, where these are not English and so not understood here.
+#[must_use]
+pub fn foreign_messages(settings: &Settings) -> Option<&str> {
+    let language = settings.text("lc_messages")?;
+    let english = matches!(language, "" | "C" | "POSIX")
+        || ["C.", "en_", "en-", "English"]
+            .iter()
+            .any(|start| language.starts_with(start));
+    (!english).then_some(language)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::fake::FakeRoot;
 
-    const LOG: &str = "2026-11-23 LOG:  could not fork new process for connection: Cannot allocate memory\n\
-        2026-11-23,,,,\"could not fork new process for connection: Resource temporarily unavailable\"\n\
-        {\"message\":\"could not fork autovacuum worker process: Cannot allocate memory\"}\n\
+    const LOG: &str = "2026-11-23 10:00:00.123 UTC [7] LOG:  could not fork new process for connection: Cannot allocate memory\n\
+        2026-11-23 10:00:01.123 UTC,,,,\"could not fork new process for connection: Resource temporarily unavailable\"\n\
+        {\"timestamp\":\"2026-11-23 10:00:02.123 UTC\",\"message\":\"could not fork autovacuum worker process: Cannot allocate memory\"}\n\
         FATAL:  sorry, too many clients already\nERROR:  out of memory\nLOG: could not fork process: \u{e9}\n";
 
     #[test]
@@ -154,6 +186,11 @@ mod tests {
         assert_eq!(found[0].could_not_fork["ENOMEM"], 2);
         assert_eq!(found[0].could_not_fork["EAGAIN"], 1);
         assert_eq!(found[0].could_not_fork["other"], 1);
+        let times = (
+            "2026-11-23 10:00:00".to_owned(),
+            "2026-11-23 10:00:02".to_owned(),
+        );
+        assert_eq!(found[0].refused, Some(times));
         assert_eq!((found[0].too_many_clients, found[0].out_of_memory), (1, 1));
     }
 
@@ -162,15 +199,23 @@ mod tests {
         let fake = FakeRoot::new();
         fake.write("data/log/a.csv", LOG);
         fake.write(
+            "data/log/a.json",
+            "{\"timestamp\":\"2026-11-23 16:43:33.176 UTC\",\"pid\":138,\"error_severity\":\"LOG\",\"message\":\"could not fork new process for connection: Resource temporarily unavailable\",\"backend_type\":\"postmaster\"}\n",
+        );
+        fake.write(
             "data/current_logfiles",
-            "csvlog log/a.csv\njsonlog log/gone.json\n",
+            "csvlog log/a.csv\njsonlog log/a.json\nstderr log/gone.log\n",
         );
         fake.link("proc/7/cwd", fake.path("data"));
         fake.write("proc/7/cmdline", "postgres\0-c\0logging_collector=on\0");
         let settings = super::super::settings(fake.root(), 7);
         let (found, unread) = server_log(fake.root(), 7, &settings);
-        assert_eq!(found.len(), 1);
+        assert_eq!(found.len(), 2);
         assert_eq!(found[0].file, PathBuf::from("log/a.csv"));
+        let json = &found[1];
+        assert_eq!(json.could_not_fork, BTreeMap::from([("EAGAIN", 1)]));
+        let time = "2026-11-23 16:43:33".to_owned();
+        assert_eq!(json.refused, Some((time.clone(), time)));
         assert_eq!(unread.len(), 1);
     }
 

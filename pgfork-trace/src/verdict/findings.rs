@@ -76,11 +76,14 @@ pub struct FindingFacts {
     pub max_connections: Option<u64>,
     /// `shared_buffers`, bytes.
     pub shared_buffers: Option<u64>,
+    /// The shared memory segment, which holds more than shared_buffers: bytes, and whether it is of
+    /// huge pages.
+    pub shared: Option<(u64, bool)>,
     /// `huge_pages`: on, off, try.
     pub huge_pages: Option<String>,
     /// `work_mem`, bytes.
     pub work_mem: Option<u64>,
-    /// Huge pages of the default size: all, free, reserved; and their size in bytes.
+    /// Huge pages of the size that the server takes: all, free, reserved; and their size in bytes.
     pub huge: Option<(u64, u64, u64, u64)>,
     /// oom_score_adj of the postmaster, and the highest of its children.
     pub oom_score_adj: (Option<i32>, Option<i32>),
@@ -252,13 +255,18 @@ fn huge_unused(facts: &FindingFacts) -> Option<String> {
 
 fn huge_too_few(facts: &FindingFacts) -> Option<String> {
     let (all, _, _, size) = facts.huge.filter(|(all, ..)| *all > 0)?;
-    let buffers = facts.shared_buffers?;
+    // The segment is larger than shared_buffers; where it cannot be seen these are the least.
+    let (what, needed) = match facts.shared {
+        Some((_, true)) => return None,
+        Some((segment, false)) => ("the server's shared memory", segment),
+        None => ("shared_buffers", facts.shared_buffers?),
+    };
     let wanted = facts.huge_pages.as_deref() != Some("off");
-    (wanted && all.saturating_mul(size) < buffers).then(|| {
+    (wanted && all.saturating_mul(size) < needed).then(|| {
         format!(
-            "the pool of huge pages ({}) cannot hold shared_buffers ({}): with huge_pages = try the server goes without and the pool lies idle, with on it does not start",
+            "the pool of huge pages ({}) cannot hold {what} ({}): with huge_pages = try the server goes without and the pool lies idle, with on it does not start",
             bytes(all.saturating_mul(size)),
-            bytes(buffers)
+            bytes(needed)
         )
     })
 }

@@ -142,3 +142,48 @@ fn all_are_killed_together() {
     let said = "memory.oom.group is 1 in /app.slice/pg.service";
     assert!(notes.iter().any(|it| it.starts_with(said)), "{notes:?}");
 }
+
+#[test]
+fn the_pool_of_huge_pages_has_to_hold_the_whole_segment() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/\n");
+    host(&fake);
+    // shared_buffers would fit into 128 MiB; the segment of 140 does not.
+    let segment = |size: u64, flags: &str| {
+        let text = format!(
+            "7f00-7f01 rw-s 0 00:05 1 /dev/zero\nSize: {size} kB\nVmFlags: rd wr sh mr mw me ms {flags}\n"
+        );
+        fake.write("proc/700/smaps", text);
+    };
+    let pool = |pages: u64| {
+        fake.write(
+            "proc/meminfo",
+            format!("HugePages_Total: {pages}\nHugePages_Free: 0\nHugePages_Rsvd: 0\nHugepagesize: 2048 kB\n"),
+        );
+    };
+    let few = || {
+        let found = look_at(&fake).findings;
+        found.iter().any(|it| it.id == FindingId::HugePagesTooFew)
+    };
+    segment(143_360, "sd");
+    pool(64);
+    assert!(few());
+    pool(70);
+    assert!(!few());
+    // Whatever is left of the pool: the server has its pages.
+    pool(64);
+    segment(143_360, "ht");
+    assert!(!few());
+    // huge_page_size = 1GB: the pool of that size counts.
+    segment(143_360, "sd");
+    pool(70);
+    fake.write("data/postgresql.conf", "huge_page_size = 1GB\n");
+    assert!(!few());
+    let gigantic = "sys/kernel/mm/hugepages/hugepages-1048576kB";
+    for (name, pages) in [("nr", 1), ("free", 0), ("resv", 0)] {
+        fake.write(format!("{gigantic}/{name}_hugepages"), format!("{pages}\n"));
+    }
+    assert!(!few());
+    segment(2 << 20, "sd");
+    assert!(few());
+}

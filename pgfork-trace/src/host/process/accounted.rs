@@ -19,6 +19,11 @@ pub struct Accounted {
     /// Anonymous memory that no other process shares, in bytes, resident or swapped out: what ends
     /// with this process. At most what is private and what is anonymous in each mapping.
     pub private_bytes: u64,
+    /// The largest shared writable mapping, in bytes: of a postmaster, the segment that holds
+    /// shared_buffers and all else that is shared.
+    pub shared_bytes: u64,
+    /// It is of huge pages.
+    pub shared_is_huge: bool,
     /// Resident memory, pages shared by n processes counted as 1/n (`Pss`), in bytes.
     pub pss_bytes: u64,
 }
@@ -51,7 +56,7 @@ pub fn accounted(root: &Root, pid: Pid) -> Result<Option<Accounted>, ReadError> 
             .strip_prefix(b"Private_Clean:")
             .or_else(|| line.strip_prefix(b"Private_Dirty:"))
         {
-            private += kilobytes(value)?.min(size);
+            private = u64::saturating_add(private, kilobytes(value)?.min(size));
         } else if let Some(value) = line.strip_prefix(b"Anonymous:") {
             anonymous = kilobytes(value)?;
         } else if let Some(value) = line.strip_prefix(b"SwapPss:") {
@@ -63,6 +68,10 @@ pub fn accounted(root: &Root, pid: Pid) -> Result<Option<Accounted>, ReadError> 
                 sum.total_bytes = sum.total_bytes.saturating_add(size);
                 sum.largest_bytes = sum.largest_bytes.max(size);
                 sum.mappings += 1;
+            }
+            if has(b"sh") && has(b"wr") && size > sum.shared_bytes {
+                sum.shared_bytes = size;
+                sum.shared_is_huge = has(b"ht");
             }
             let own = u64::min(private, anonymous);
             sum.private_bytes = sum.private_bytes.saturating_add(own);
