@@ -254,6 +254,7 @@ fn cgroup_facts(chain: &Chain) -> Vec<CgroupFact> {
 pub(crate) fn cgroup_fact(level: &Level, controller: Controller) -> Option<CgroupFact> {
     // The limit is the unit's own only in the unit's own directory, not below it.
     let unit = cgroup::unit_of(&level.path).filter(|unit| unit.cgroup == level.path);
+    let container = cgroup::container_of(&level.path);
     Some(CgroupFact {
         id: level.inode?,
         path: text(level.path.as_os_str()),
@@ -262,7 +263,11 @@ pub(crate) fn cgroup_fact(level: &Level, controller: Controller) -> Option<Cgrou
             property: unit.property(controller).to_owned(),
             name: unit.unit,
         }),
-        container: cgroup::container_of(&level.path).map(|container| container.id),
+        runtime: container
+            .as_ref()
+            .filter(|container| container.cgroup == level.path)
+            .map(|container| container.runtime),
+        container: container.map(|container| container.id),
     })
 }
 

@@ -14,7 +14,7 @@ use super::{host::Host, report::time_of, server::Server};
 use crate::{
     gather::text,
     host::{
-        Root,
+        Root, cgroup,
         config::{self, Line},
         memory, process, sysctl,
     },
@@ -135,6 +135,7 @@ pub(super) fn of_server(
         ..FindingFacts::default()
     };
     let mut all = sysctls(root, &mut facts);
+    all.extend(containers(server));
     let rlimits = process::limits(root, server.postmaster.pid).ok().flatten();
     let rlimits = rlimits.unwrap_or_default();
     let units = units::origins(root, host, server, &rlimits, &mut facts);
@@ -180,6 +181,32 @@ fn sysctls(root: &Root, facts: &mut FindingFacts) -> Vec<Origin> {
         facts.sysctls.push(origin.setting(origin.now.clone()));
     }
     origins
+}
+
+/// Limits of the container's own cgroup, which no file of this host has.
+fn containers(server: &Server<'_>) -> Vec<Origin> {
+    let limits = [("pids.max", &server.pids), ("memory.max", &server.memory)];
+    let levels = limits.iter().flat_map(|(key, chain)| {
+        let levels = chain.iter().flat_map(|chain| &chain.levels);
+        levels.map(move |level| (*key, level))
+    });
+    let origins = levels.filter_map(|(key, level)| {
+        let container = cgroup::container_of(&level.path)?;
+        let limit = level.pids.max.or(level.memory.max_bytes)?.value()?;
+        (container.cgroup == level.path).then(|| Origin {
+            key: key.to_owned(),
+            value: limit.to_string(),
+            target: container.short().to_owned(),
+            file: String::new(),
+            source: format!("set by {}", container.runtime.name()),
+            line: 0,
+            modified: None,
+            overridden: false,
+            not_applied: None,
+            now: None,
+        })
+    });
+    origins.collect()
 }
 
 fn same_number(a: &str, b: &str) -> bool {

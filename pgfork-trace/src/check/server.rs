@@ -145,7 +145,7 @@ impl<'h> Server<'h> {
             memory: self.memory_levels(root, host),
             killable: self.headroom.killable,
             nproc: self.nproc(root, host, status.as_ref(), &namespaces),
-            numbers: numbers(host, &namespaces),
+            numbers: numbers(root, host, &namespaces),
             pid_namespace_alive: namespace_alive(root, host, &namespaces),
             slots: self.slots(),
         };
@@ -452,14 +452,13 @@ fn children<'h>(
         .collect()
 }
 
-fn numbers(host: &Host, namespaces: &Namespaces) -> Option<PidNumbers> {
+fn numbers(root: &Root, host: &Host, namespaces: &Namespaces) -> Option<PidNumbers> {
+    let own = namespaces.pid.zip(host.own.pid_ns);
+    let inner = own.filter(|(theirs, ours)| theirs != ours);
     Some(PidNumbers {
         taken: host.census.taken_below(host.pid_max?),
         usable: host.pid_max?.saturating_sub(u64::from(host.census.lowest)),
-        inner_namespace: namespaces
-            .pid
-            .zip(host.own.pid_ns)
-            .is_some_and(|(theirs, ours)| theirs != ours),
+        inner: inner.map(|(theirs, _)| host.census.tasks_in(root, theirs)),
     })
 }
 

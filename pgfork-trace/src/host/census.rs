@@ -163,6 +163,14 @@ impl Census {
         self.processes.iter().filter(move |seen| seen.parent == pid)
     }
 
+    /// Tasks in the pid namespace `wanted`, without those in namespaces below it.
+    #[must_use]
+    pub fn tasks_in(&self, root: &Root, wanted: u64) -> u64 {
+        let in_it = |seen: &&Seen| namespace(&root.pid(seen.pid), "pid") == Some(wanted);
+        let threads = self.processes.iter().filter(in_it).map(|seen| seen.threads);
+        threads.fold(0, u64::saturating_add)
+    }
+
     /// Whether the pid namespace `wanted` has a living first process: without one, nothing can be
     /// forked into it (`disable_pid_allocation`, kernel/pid.c, 5.10 to 7.2). `None` when namespaces
     /// cannot be read.

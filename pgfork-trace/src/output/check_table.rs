@@ -73,6 +73,9 @@ fn numbers(row: &Row) -> String {
             plain(row.used, row.unit),
             plain(max, row.unit)
         ),
+        None if row.limit_unknown => {
+            format!("{}{unit}, limit not readable", plain(row.used, row.unit))
+        }
         None => String::new(),
     }
 }

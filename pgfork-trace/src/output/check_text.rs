@@ -122,10 +122,10 @@ fn server(server: &ServerReport, style: Style, verbose: bool) -> String {
         wrong.map(|finding| sentence(&finding.text).into_owned()),
     );
     out.push('\n');
-    let (endless, limited): (Vec<&LimitReport>, Vec<&LimitReport>) = server
-        .limits
-        .iter()
-        .partition(|limit| limit.row.max.is_none() && limit.row.backends.is_none());
+    let (endless, limited): (Vec<&LimitReport>, Vec<&LimitReport>) =
+        server.limits.iter().partition(|limit| {
+            limit.row.max.is_none() && !limit.row.limit_unknown && limit.row.backends.is_none()
+        });
     let mut table = check_table::table(&limited, style, verbose);
     table.extend(check_table::unlimited(&endless));
     rows(&mut out, style, "limits", table);

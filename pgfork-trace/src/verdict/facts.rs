@@ -6,7 +6,10 @@ use pgfork_trace_common::Check;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::kernel::plan::{Group, Method, row};
+use crate::{
+    host::cgroup::Runtime,
+    kernel::plan::{Group, Method, row},
+};
 
 /// Memory of the host, in bytes, as `/proc/meminfo` had it right after the refusal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +65,8 @@ pub struct CgroupFact {
     pub unit: Option<UnitFact>,
     /// Container id, where the path names one.
     pub container: Option<String>,
+    /// What made the container; only of the container's own cgroup, not of one below it.
+    pub runtime: Option<Runtime>,
 }
 
 /// What one more backend costs, measured from those that run.

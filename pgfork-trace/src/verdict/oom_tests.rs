@@ -17,6 +17,7 @@ fn facts() -> OomFacts {
         cgroup: Some((
             1,
             CgroupFact {
+                runtime: None,
                 id: 77,
                 path: "/system.slice/pg.service".to_owned(),
                 directory: "/sys/fs/cgroup/system.slice/pg.service".to_owned(),

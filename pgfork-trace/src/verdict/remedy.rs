@@ -1,5 +1,6 @@
 //! What to change, with numbers computed from the evidence.
 
+mod container;
 pub(super) mod memory;
 mod process;
 mod scope;
@@ -272,11 +273,20 @@ fn raise_pids(level: &CgroupLevel, target: u64, effect: &str, facts: &Facts) -> 
             level.cgroup_id
         ),
     };
+    let runtime = known.and_then(|fact| fact.runtime);
     let effect = match &level.container {
-        Some(container) => format!(
-            "{effect}; until container {} is recreated: raise its pids limit there too",
-            container.get(..12).unwrap_or(container)
-        ),
+        Some(container) => {
+            let id = container.get(..12).unwrap_or(container);
+            if let Some(command) = container::update(runtime, "--pids-limit", &target, id) {
+                return Remedy {
+                    change: Change::Command(command),
+                    effect: format!("{effect}; until container {id} is recreated"),
+                    immediate: true,
+                };
+            }
+            let lasting = container::lasting(runtime, "its pids limit", "podPidsLimit", "pids.max");
+            format!("{effect}; until container {id} is recreated: {lasting}")
+        }
         None => effect,
     };
     Remedy {

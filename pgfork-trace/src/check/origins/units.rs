@@ -120,7 +120,11 @@ fn default_tasks_max(server: &Server<'_>, origins: &mut [Origin]) -> Option<Orig
         origin.overridden |= own;
         any = true;
     }
-    // src/core/main.c and src/core/cgroup.c, since version 231: for all but slices.
+    // src/core/main.c and src/core/cgroup.c, since version 231: for all but slices. A container's
+    // runtime sets its own.
+    if server.postmaster.container.is_some() {
+        return None;
+    }
     let limited = current(server.pids.as_ref(), &unit.unit, |level| level.pids.max)?.is_some();
     (!own && !any && limited && unit.kind != UnitKind::Slice).then(|| Origin {
         key: "DefaultTasksMax".to_owned(),

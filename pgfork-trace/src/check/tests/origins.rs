@@ -229,6 +229,51 @@ fn a_container_has_limits_conf_of_its_own() {
     let found = look_at(&fake);
     assert!(found.container.is_some());
     assert_eq!(told(&found), Vec::<String>::new());
+    // What its runtime set is named, and changed with its own command.
+    v2(&fake);
+    let scope = format!("sys/fs/cgroup/system.slice/docker-{}.scope", "a".repeat(64));
+    fake.write(format!("{scope}/pids.max"), "17\n");
+    fake.write(format!("{scope}/pids.current"), "12\n");
+    let found = look_at(&fake);
+    assert_eq!(told(&found), ["pids.max 17"]);
+    let origin = &found.origins[0];
+    assert_eq!(
+        (origin.target.as_str(), origin.source.as_str()),
+        ("aaaaaaaaaaaa", "set by docker")
+    );
+    let pids = row(&found, Limit::PidsCgroupMax);
+    assert_eq!(
+        pids.remedy[0].change.to_string(),
+        "docker update --pids-limit 67 aaaaaaaaaaaa"
+    );
+}
+
+#[test]
+fn a_pid_namespace_with_a_limit_of_its_own() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/\n");
+    host(&fake);
+    fake.process(&FakeProcess::new(9000));
+    fake.link("proc/self", "9000");
+    fake.link("proc/9000/ns/pid", "pid:[4026531836]");
+    backend(&fake, 701, "postgres: app db [local] idle");
+    for pid in [700, 701] {
+        fake.link(format!("proc/{pid}/ns/pid"), "pid:[4026532777]");
+    }
+    let inner = || {
+        let found = look_at(&fake);
+        let unknown = found.limits.iter().find(|it| it.row.limit_unknown);
+        unknown.map(|it| (it.row.limit, it.row.used, it.row.notes.join("")))
+    };
+    // The kernel of the fake host is 6.1, where all share one.
+    assert_eq!(inner(), None);
+    fake.write("proc/sys/kernel/osrelease", "6.18.0\n");
+    let (limit, used, note) = inner().unwrap();
+    assert_eq!((limit, used), (Limit::PidSpaceExhausted, 2));
+    assert!(
+        note.contains("nsenter --pid=/proc/700/ns/pid_for_children"),
+        "{note}"
+    );
 }
 
 #[test]

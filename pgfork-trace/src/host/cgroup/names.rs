@@ -122,6 +122,21 @@ pub enum Runtime {
     Unknown,
 }
 
+impl Runtime {
+    /// What sets limits of its containers, as people call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Containerd | Self::Crio | Self::Kubernetes => "the kubelet or its runtime",
+            Self::Lxc => "LXC",
+            Self::Nspawn => "systemd-nspawn",
+            Self::Unknown => "the container's runtime",
+        }
+    }
+}
+
 /// A container by its cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerRef {

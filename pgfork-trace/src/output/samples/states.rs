@@ -74,6 +74,7 @@ fn judged(attempt: &Attempt, facts: &Facts, method: Method) -> Refusal {
 fn memory(path: &str, unit: Option<&str>, usage: u64, limit: Option<u64>) -> MemcgFact {
     MemcgFact {
         group: CgroupFact {
+            runtime: None,
             id: 700 + path.len() as u64,
             path: path.to_owned(),
             directory: format!("/sys/fs/cgroup{path}"),

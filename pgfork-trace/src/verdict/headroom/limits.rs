@@ -8,6 +8,9 @@ use super::super::{
 use super::{Effect, HeadroomFacts, Limit, Place, Row, Unit, remedies};
 use crate::output::units;
 
+/// `PROC_USER_INIT_INO` (include/linux/proc_ns.h).
+const INITIAL_USER_NS: u32 = 0xEFFF_FFFD;
+
 pub(super) fn rows(facts: &HeadroomFacts) -> Vec<Row> {
     let mut rows: Vec<Row> = [
         nproc(facts),
@@ -15,6 +18,7 @@ pub(super) fn rows(facts: &HeadroomFacts) -> Vec<Row> {
         overcommit(facts),
         namespace(facts),
         numbers(facts),
+        inner_numbers(facts),
         slots(facts),
     ]
     .into_iter()
@@ -60,6 +64,17 @@ fn nproc(facts: &HeadroomFacts) -> Option<Row> {
             "{} more tasks of this user are in user namespaces that could not be read, and may count",
             nproc.uncertain
         ));
+    }
+    if nproc
+        .userns_inum
+        .is_some_and(|inum| inum != INITIAL_USER_NS)
+        && facts.kernel >= (5, 14)
+    {
+        // kernel/ucount.c `is_rlimit_overlimit`, 6.1 to 7.2.
+        row.notes.push(
+            "in a user namespace of its own: the limits that were in force where it was made count too, and cannot be read"
+                .to_owned(),
+        );
     }
     if limit.is_some() {
         let level = NprocLevelEvidence {
@@ -215,12 +230,6 @@ fn numbers(facts: &HeadroomFacts) -> Option<Row> {
         Effect::RefusesEagain,
         Unit::Numbers,
     );
-    if numbers.inner_namespace {
-        row.notes.push(
-            "numbers as this program sees them; from 6.14 on the postmaster's own pid namespace has a kernel.pid_max of its own, which can only be read inside"
-                .to_owned(),
-        );
-    }
     row.remedy = remedies::numbers(numbers.usable, numbers.taken);
     Some(counted(
         row,
@@ -228,6 +237,29 @@ fn numbers(facts: &HeadroomFacts) -> Option<Row> {
         Some(numbers.usable),
         facts.cost.tasks,
     ))
+}
+
+/// The same of a pid namespace's own `pid_max`, which it has in 6.18 and 7.2 (merged for 6.14), and
+/// which only a process inside can read.
+fn inner_numbers(facts: &HeadroomFacts) -> Option<Row> {
+    const OWN_PID_MAX: (u32, u32) = (6, 14);
+    let inner = facts.numbers?.inner?;
+    if facts.kernel < OWN_PID_MAX {
+        return None;
+    }
+    let mut row = Row::new(
+        Limit::PidSpaceExhausted,
+        Place::Server,
+        Effect::RefusesEagain,
+        Unit::Numbers,
+    );
+    row.used = inner;
+    row.limit_unknown = true;
+    row.notes.push(format!(
+        "the postmaster's pid namespace has a kernel.pid_max of its own, which can only be read inside: nsenter --pid=/proc/{}/ns/pid_for_children sysctl kernel.pid_max",
+        facts.host.pid
+    ));
+    Some(row)
 }
 
 /// kernel/cgroup/pids.c `pids_try_charge`, 5.10 to 7.2: refuses when `current + 1 > max`.

@@ -147,9 +147,12 @@ pub struct Row {
     pub unit: Unit,
     /// In use, without this program's own share.
     pub used: u64,
-    /// The limit as the check compares it; absent when there is none.
+    /// The limit as the check compares it; absent when there is none, or `limit_unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<u64>,
+    /// There is a limit, and it cannot be read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub limit_unknown: bool,
     /// Room left, in `unit`; absent without a limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub room: Option<u64>,
@@ -215,6 +218,7 @@ impl Row {
             unit,
             used: 0,
             max: None,
+            limit_unknown: false,
             room: None,
             backends: None,
             uncertain_backends: 0,
@@ -285,8 +289,9 @@ pub struct PidNumbers {
     pub taken: u64,
     /// Numbers that can be given out at all.
     pub usable: u64,
-    /// The postmaster is in another pid namespace, whose own pid_max cannot be read.
-    pub inner_namespace: bool,
+    /// The postmaster is in another pid namespace, which has so many tasks; its own pid_max cannot
+    /// be read.
+    pub inner: Option<u64>,
 }
 
 /// Connection slots of the server.

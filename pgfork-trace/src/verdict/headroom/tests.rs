@@ -83,7 +83,7 @@ fn of_two_equally_close_limits_the_earlier_check_refuses() {
     facts.numbers = Some(PidNumbers {
         taken: 10,
         usable: 15,
-        inner_namespace: false,
+        inner: None,
     });
     facts.nproc = Some(NprocFacts {
         uid: 26,
@@ -159,7 +159,7 @@ fn every_limit_has_a_command() {
     facts.numbers = Some(PidNumbers {
         taken: 10,
         usable: 15,
-        inner_namespace: false,
+        inner: None,
     });
     facts.nproc = Some(NprocFacts {
         uid: 26,
@@ -384,7 +384,7 @@ fn absurd_numbers_do_not_overflow() {
     facts.numbers = Some(PidNumbers {
         taken: 1 << 40,
         usable: 0,
-        inner_namespace: true,
+        inner: Some(u64::MAX),
     });
     let absurd = |usage, limit| MemoryLevel {
         fact: MemcgFact {

@@ -5,7 +5,7 @@ use super::{
         CgroupFact, Change, Evidence, Facts, MemcgFact, MemcgLevel, MemoryFacts,
         OvercommitEvidence, Remedy,
     },
-    MIB, quoted,
+    MIB, container, quoted,
 };
 
 /// Room that a remedy makes in a memory cgroup at least.
@@ -193,8 +193,14 @@ fn set(fact: &MemcgFact, name: &str, bytes: u64, effect: &str) -> Remedy {
             change: Change::Command(format!("echo {mib}M > {}", file(group, name))),
             effect: match &group.container {
                 Some(id) => format!(
-                    "{effect}; until container {} is recreated: raise its memory limit there too",
-                    id.get(..12).unwrap_or(id)
+                    "{effect}; until container {} is recreated: {}",
+                    id.get(..12).unwrap_or(id),
+                    container::lasting(
+                        group.runtime,
+                        "its memory limit",
+                        "resources.limits.memory",
+                        "memory.max"
+                    )
                 ),
                 None => effect.to_owned(),
             },

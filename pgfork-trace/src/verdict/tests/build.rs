@@ -239,6 +239,7 @@ pub(super) fn facts() -> Facts {
 /// A cgroup of the path; `number` 0 is the own one.
 pub(super) fn cgroup(number: u64, path: &str) -> CgroupFact {
     CgroupFact {
+        runtime: None,
         id: 101 + number,
         path: path.to_owned(),
         directory: format!("/sys/fs/cgroup{path}"),

@@ -10,6 +10,7 @@ const ID: u64 = 201;
 fn memcg(usage: u64, limit: u64) -> MemcgFact {
     MemcgFact {
         group: CgroupFact {
+            runtime: None,
             id: ID,
             path: "/system.slice/pg.service".to_owned(),
             directory: "/sys/fs/cgroup/system.slice/pg.service".to_owned(),
