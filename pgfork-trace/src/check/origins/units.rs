@@ -52,8 +52,14 @@ pub(super) fn origins(
         origins.extend(lines.iter().map(Origin::new));
         origins.extend(environment_files(root, name, *manager));
     }
-    // Assignments of variables add up; only those of PostgreSQL's are told.
-    origins.retain(|it| !it.key.starts_with("Environment") || it.value.contains(OOM_ADJUST));
+    // Assignments of variables add up; only PostgreSQL's own are told.
+    // Other variables, with passwords perhaps, are nobody's business.
+    for origin in origins.iter_mut().filter(|it| it.key == "Environment") {
+        let words = origin.value.split_ascii_whitespace();
+        let told: Vec<&str> = words.filter(|word| word.contains(OOM_ADJUST)).collect();
+        origin.value = told.join(" ");
+    }
+    origins.retain(|it| it.key != "Environment" || !it.value.is_empty());
     mark(&mut origins);
     for origin in &mut origins {
         origin.overridden &= !origin.key.starts_with("Environment");

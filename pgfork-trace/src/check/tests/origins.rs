@@ -307,6 +307,14 @@ fn who_exempts_the_children_from_less() {
             .any(|it| it.text.ends_with("from the next restart on"))
     );
     fake.write(
+        "etc/systemd/system/pg.service",
+        "Environment=PGPASSWORD=x PG_OOM_ADJUST_VALUE=0\n",
+    );
+    assert_eq!(
+        told(&look_at(&fake)).last().unwrap(),
+        "Environment PG_OOM_ADJUST_VALUE=0"
+    );
+    fake.write(
         "proc/700/environ",
         "PGDATA=/data\0PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj\0",
     );
