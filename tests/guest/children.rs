@@ -274,3 +274,59 @@ pub(crate) fn copy_program(server: &mut Server, method: &str) -> Result<()> {
     }
     Ok(())
 }
+
+/// A parallel query asks for a worker, and its fork is refused: no client's, and the server's own
+/// log says what it was to be.
+pub(crate) fn parallel_worker(server: &mut Server, method: &str) -> Result<()> {
+    const QUERY: &str = "select count(*) from pg_class;";
+    let cgroups = Cgroups::make()?;
+    let mut backend = Backend::start(server)?;
+    for setting in [
+        "max_parallel_workers_per_gather = 1",
+        "parallel_setup_cost = 0",
+        "parallel_tuple_cost = 0",
+        "min_parallel_table_scan_size = 0",
+    ] {
+        backend.client.say(&format!("set {setting};"))?;
+    }
+    server.enter(&cgroups.inner)?;
+    let tracer = Tracer::start("parallel_worker", method, &[])?;
+    // "worker process" to version 16, "background worker process" since.
+    let refused = || {
+        let log = server.log();
+        let lines = log.lines().filter(|line| line.contains("could not fork"));
+        lines.filter(|line| line.contains("worker process")).count()
+    };
+    let before = refused();
+    fs::write(
+        cgroups.inner.join("pids.max"),
+        number(cgroups.inner.join("pids.current"))?.to_string(),
+    )?;
+    for times in 1..=2 {
+        backend.client.say(QUERY)?;
+        wait_for("the server logs the refusal", || {
+            (refused() >= before + times).then_some(())
+        })?;
+    }
+    cgroups.open()?;
+    let said = tracer.stop()?;
+    expect_eq!(refused() - before, 2, "refusals in the log");
+    let refusals = said.of("refusal");
+    expect_eq!(refusals.len(), 2, "refusals");
+    for refusal in refusals {
+        attribution::report("pids_cgroup_max", said.method(), Some(refusal), true);
+        expect_eq!(refusal["cause"], "pids_cgroup_max", "cause");
+        ensure!(refusal["client"].is_null(), "a client: {refusal}");
+        let child = &refusal["child"];
+        // The line of the log may come after the record; then the kernel's word stands alone.
+        let sure = child["kind"] == "background_worker" && child["certainty"] == "observed";
+        let less = child["kind"] == "worker" && child["certainty"] == "deduced";
+        ensure!(sure || less, "child: {child}");
+    }
+    expect_eq!(
+        said.only("totals")?["server_log"],
+        serde_json::json!({"could_not_fork": {"background_worker": 2}}),
+        "what the log said"
+    );
+    Ok(())
+}

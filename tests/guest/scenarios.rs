@@ -56,6 +56,7 @@ pub(crate) const ALL: &[Scenario] = &[
     usual("backend_oom_kill", children::oom_kill),
     usual("backend_killed", children::killed),
     usual("copy_program", children::copy_program),
+    usual("parallel_worker", children::parallel_worker),
     usual("selftest", causes::selftest),
     usual("storm", storm),
     usual("signals", signals),

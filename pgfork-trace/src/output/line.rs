@@ -409,6 +409,20 @@ pub struct Totals {
     /// Connections by client; absent where they were not counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connects>,
+    /// What the server's own log says of refused forks; absent where it says nothing or cannot be
+    /// read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_log: Option<ServerLogged>,
+}
+
+/// What was appended to a server's log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ServerLogged {
+    /// Lines "could not fork ...", by kind of child.
+    pub could_not_fork: BTreeMap<String, u64>,
+    /// There may be more: the log was rotated, or grew faster than it was read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// Why watching ended.

@@ -1,6 +1,7 @@
 //! Facts about PostgreSQL: which processes are postmasters, and which of them are meant.
 
 pub mod discover;
+pub mod fork_log;
 pub mod lock_file;
 pub mod roles;
 pub mod select;

@@ -1,7 +1,7 @@
 //! What the server's own log says about refused forks: counted, not quoted.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -69,7 +69,7 @@ pub fn server_log(
 }
 
 /// `current_logfiles` of the data directory: a format and a path on each line, since version 10.
-fn current_logfiles(cwd: &std::path::Path) -> Vec<PathBuf> {
+pub(super) fn current_logfiles(cwd: &std::path::Path) -> Vec<PathBuf> {
     let content = read_config(&cwd.join("current_logfiles"), 16 << 10).unwrap_or_default();
     let text = String::from_utf8_lossy(&content).into_owned();
     text.lines()
@@ -78,11 +78,16 @@ fn current_logfiles(cwd: &std::path::Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Counts in the end of a regular file. `Ok(None)` for anything else.
-fn count(path: &std::path::Path) -> io::Result<Option<LogCounts>> {
-    let mut file: File = OpenOptions::new()
+/// Opens a regular file without waiting; `Ok(None)` for anything else. Without `follow` its last
+/// name is no link.
+pub(super) fn open_regular(
+    path: &std::path::Path,
+    follow: bool,
+) -> io::Result<Option<(File, Metadata)>> {
+    let link = if follow { 0 } else { libc::O_NOFOLLOW };
+    let file: File = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC | link)
         .open(path)
         .or_else(|error| match error.raw_os_error() {
             // A socket cannot be opened at all.
@@ -90,9 +95,14 @@ fn count(path: &std::path::Path) -> io::Result<Option<LogCounts>> {
             _ => Err(error),
         })?;
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
+    Ok(metadata.is_file().then_some((file, metadata)))
+}
+
+/// Counts in the end of a regular file. `Ok(None)` for anything else.
+fn count(path: &std::path::Path) -> io::Result<Option<LogCounts>> {
+    let Some((mut file, metadata)) = open_regular(path, true)? else {
         return Ok(None);
-    }
+    };
     let skipped = metadata.len().saturating_sub(TAIL);
     file.seek(SeekFrom::Start(skipped))?;
     let mut found = LogCounts {

@@ -1,11 +1,13 @@
 //! The end of watching: what was counted, and whether the count is whole.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 
 use super::{Trace, kills::Ended, nanoseconds, totals};
 use crate::output::{
     Line,
-    line::{End, EndReason, Lost, LostWhat, WatchedKind},
+    line::{End, EndReason, Lost, LostWhat, ServerLogged, WatchedKind},
 };
 
 impl Trace<'_> {
@@ -50,6 +52,14 @@ impl Trace<'_> {
                 };
                 let (pid, forks) = (watched.id.pid, totals.forks);
                 totals.connections = totals::connections(clients, pid, forks, watched.time());
+                let logged = match &watched.counted {
+                    Some(_) => watched.logged.clone(),
+                    None => self.server_logs.end(&self.root, pid, Instant::now()),
+                };
+                totals.server_log = logged.map(|(could_not_fork, partial)| ServerLogged {
+                    could_not_fork,
+                    partial,
+                });
             }
             lines.push(Line::Totals(totals));
         }

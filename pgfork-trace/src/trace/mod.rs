@@ -12,6 +12,7 @@ mod memory;
 mod next;
 mod privileges;
 mod refused;
+mod server_logs;
 mod signals;
 mod totals;
 mod watchlist;
@@ -49,6 +50,7 @@ use descendants::Descendants;
 use kills::{Ended, Kills};
 use memory::RequestFactsCache;
 use next::NextLimits;
+use server_logs::ServerLogs;
 use signals::Signals;
 use watchlist::{Found, Watchlist};
 
@@ -99,6 +101,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     let mut trace = Trace {
         gatherer: Gatherer::new(Root::default()),
         clients: Clients::default(),
+        server_logs: ServerLogs::default(),
         comms: Comms::new(&options.plan.filter.comms),
         armed: Armed::default(),
         next_limits: NextLimits::default(),
@@ -130,6 +133,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     // These are part of the first line; what hinders is said behind it.
     let mut notices = trace.look_for_named();
     notices.retain(|line| matches!(line, Line::Notice(_)));
+    trace.look_at_logs();
     trace.attached = Instant::now();
     let outcome = trace
         .begin(options, discovery.hidden, nothing_asked)
@@ -161,6 +165,7 @@ struct Trace<'a> {
     watchlist: Watchlist,
     gatherer: Gatherer,
     clients: Clients,
+    server_logs: ServerLogs,
     comms: Comms,
     armed: Armed,
     next_limits: NextLimits,
@@ -342,6 +347,7 @@ impl Trace<'_> {
         self.gatherer.tick(Instant::now());
         // Also a safety net, should a wake-up have been missed.
         self.drain()?;
+        self.look_at_logs();
         self.complete_memory()?;
         self.say_kills(Ended::Nothing)?;
         self.catch_up()?;
@@ -425,6 +431,10 @@ impl Trace<'_> {
         let killed_by = self.kills.killed_by(pid, Instant::now());
         let counted = self.capture.take_totals(pid);
         let clients = self.capture.take_clients(pid);
+        let logged = self.server_logs.end(&self.root, pid, Instant::now());
+        if let Some(watched) = self.watchlist.get_mut(pid) {
+            watched.logged = logged;
+        }
         let Some(watched) = self.watchlist.remove(pid, counted, clients) else {
             return Ok(());
         };

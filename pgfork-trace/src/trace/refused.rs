@@ -11,7 +11,7 @@ use crate::{
         Line,
         line::{EndReason, Errno, Postmaster, Process, Refusal},
     },
-    verdict::{self, Verdict},
+    verdict::{self, Certainty, Verdict, client},
 };
 
 impl Trace<'_> {
@@ -44,11 +44,21 @@ impl Trace<'_> {
         let mut refusal = refusal_of(attempt, shown, method, verdict);
         if refusal.is_for_postmaster() {
             let version = refusal.postmaster.version.as_deref();
-            let (client, child) = self
+            let (whose, child) = self
                 .clients
                 .of(&self.root, attempt, version, Instant::now());
-            refusal.client = client;
-            refusal.child = Some(child);
+            let logged = self.server_logs.of(
+                &self.root,
+                attempt.tgid,
+                child.kind,
+                attempt.lost_before,
+                Instant::now(),
+            );
+            refusal.client = whose;
+            refusal.child = Some(match logged {
+                Some(kind) if child.certainty != Certainty::Observed => client::logged(kind),
+                _ => child,
+            });
             refusal.next_limit =
                 self.next_limits
                     .after(&self.root, attempt.tgid, &refusal.verdict, Instant::now());

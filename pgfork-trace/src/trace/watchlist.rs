@@ -43,6 +43,8 @@ pub(super) struct Watched {
     pub(super) counted: Option<Box<Totals>>,
     /// Its connections, once it has ended: another may have its pid since.
     pub(super) clients: Vec<(ClientKey, u64)>,
+    /// What its log said, once it has ended: refused forks by kind, and whether that is all.
+    pub(super) logged: Option<(BTreeMap<String, u64>, bool)>,
     /// Processes of the same name that ended before, and are counted with this one.
     pub(super) merged: u64,
 }
@@ -299,6 +301,7 @@ fn watched_postmaster(postmaster: &Postmaster) -> Watched {
         until: None,
         counted: None,
         clients: Vec::new(),
+        logged: None,
         merged: 0,
     }
 }
@@ -326,6 +329,7 @@ fn watched_process(process: &AnyProcess) -> Watched {
         until: None,
         counted: None,
         clients: Vec::new(),
+        logged: None,
         merged: 0,
     }
 }

@@ -54,6 +54,61 @@ pub enum ChildKind {
     Worker,
     /// Not known.
     Unknown,
+    // The kernel cannot tell the rest from each other; the server's own log names them.
+    /// An autovacuum worker.
+    AutovacuumWorker,
+    /// The autovacuum launcher.
+    AutovacuumLauncher,
+    /// A background worker; parallel workers and those of logical replication are some.
+    BackgroundWorker,
+    /// The startup process.
+    Startup,
+    /// The checkpointer.
+    Checkpointer,
+    /// The background writer.
+    BackgroundWriter,
+    /// The WAL writer.
+    WalWriter,
+    /// The WAL receiver of a standby.
+    WalReceiver,
+    /// The WAL summarizer (17 and later).
+    WalSummarizer,
+    /// The archiver.
+    Archiver,
+    /// The slot synchronization worker (17 and later).
+    SlotSyncWorker,
+    /// A worker for asynchronous input and output (18 and later).
+    IoWorker,
+    /// The statistics collector (to 14).
+    StatisticsCollector,
+    /// The logger.
+    Logger,
+}
+
+impl ChildKind {
+    /// The name used in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClientBackend => "client_backend",
+            Self::Worker => "worker",
+            Self::Unknown => "unknown",
+            Self::AutovacuumWorker => "autovacuum_worker",
+            Self::AutovacuumLauncher => "autovacuum_launcher",
+            Self::BackgroundWorker => "background_worker",
+            Self::Startup => "startup",
+            Self::Checkpointer => "checkpointer",
+            Self::BackgroundWriter => "background_writer",
+            Self::WalWriter => "wal_writer",
+            Self::WalReceiver => "wal_receiver",
+            Self::WalSummarizer => "wal_summarizer",
+            Self::Archiver => "archiver",
+            Self::SlotSyncWorker => "slot_sync_worker",
+            Self::IoWorker => "io_worker",
+            Self::StatisticsCollector => "statistics_collector",
+            Self::Logger => "logger",
+        }
+    }
 }
 
 /// What the refused child of a postmaster was to be, and how sure that is.
@@ -61,7 +116,7 @@ pub enum ChildKind {
 pub struct Child {
     /// What.
     pub kind: ChildKind,
-    /// How sure.
+    /// How sure. Observed: the client's socket was seen, or the server's log names the child.
     pub certainty: Certainty,
     /// A process that every such server has and this one lacks: most likely it was this.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,6 +188,16 @@ pub fn child(attempt: &Attempt) -> Child {
     Child {
         kind,
         certainty,
+        likely: None,
+    }
+}
+
+/// The same, as the server's log names it.
+#[must_use]
+pub const fn logged(kind: ChildKind) -> Child {
+    Child {
+        kind,
+        certainty: Certainty::Observed,
         likely: None,
     }
 }
@@ -286,6 +351,20 @@ mod tests {
             assert_eq!(client(&attempt), None);
             assert_eq!(child(&attempt).kind, ChildKind::Unknown);
             assert_eq!(child(&attempt).certainty, Certainty::Unknown);
+        }
+    }
+
+    #[test]
+    fn kinds_have_the_names_of_json() {
+        for kind in [
+            ChildKind::ClientBackend,
+            ChildKind::AutovacuumWorker,
+            ChildKind::BackgroundWorker,
+            ChildKind::WalWriter,
+            ChildKind::SlotSyncWorker,
+            ChildKind::IoWorker,
+        ] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
         }
     }
 

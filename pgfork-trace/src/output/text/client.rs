@@ -20,6 +20,10 @@ pub(super) fn whose(refusal: &Refusal) -> String {
             Some(process) => format!(", for no client: most likely the {process}"),
             None => ", for no client: a worker".to_owned(),
         },
+        Some(child) if !matches!(child.kind, ChildKind::ClientBackend | ChildKind::Unknown) => {
+            let kind = child.kind.name().replace('_', " ");
+            format!(", for no client: {kind} (says its log)")
+        }
         _ => String::new(),
     }
 }

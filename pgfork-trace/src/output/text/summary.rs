@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     super::{
-        line::{DETAILS_LOST, End, EndReason, Totals, WatchedKind},
+        line::{DETAILS_LOST, End, EndReason, ServerLogged, Totals, WatchedKind},
         units::{count, counted, long_time, short_time},
     },
     client, kind_and_pid,
@@ -89,11 +89,25 @@ pub(super) fn totals(totals: &Totals) -> String {
     if let Some(row) = totals.connections.as_ref().and_then(client::connections) {
         out += &format!("\n  {row}");
     }
+    if let Some(logged) = &totals.server_log {
+        out += &format!("\n  {}", self::logged(logged));
+    }
     let below = children(totals);
     if !below.is_empty() {
         out += &format!("\n {below}");
     }
     out
+}
+
+/// `Its log: could not fork 3 autovacuum worker, 1 client backend.`
+fn logged(logged: &ServerLogged) -> String {
+    let kinds: Vec<String> = logged
+        .could_not_fork
+        .iter()
+        .map(|(kind, lines)| format!("{} {}", count(*lines), kind.replace('_', " ")))
+        .collect();
+    let more = if logged.partial { ", or more" } else { "" };
+    format!("Its log: could not fork {}{more}.", kinds.join(", "))
 }
 
 /// ` (commit_limit 413)`, or nothing.
