@@ -278,7 +278,10 @@ pub(crate) fn copy_program(server: &mut Server, method: &str) -> Result<()> {
 /// A parallel query asks for a worker, and its fork is refused: no client's, and the server's own
 /// log says what it was to be.
 pub(crate) fn parallel_worker(server: &mut Server, method: &str) -> Result<()> {
-    const QUERY: &str = "select count(*) from pg_class;";
+    const QUERY: &str = "select count(*) from rows_without_index;";
+    server.query(
+        "create table if not exists rows_without_index as select generate_series(1, 100000)",
+    )?;
     let cgroups = Cgroups::make()?;
     let mut backend = Backend::start(server)?;
     for setting in [
