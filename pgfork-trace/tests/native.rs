@@ -296,6 +296,13 @@ fn two_postmasters_at_once_are_told_apart() {
     let two = Server::running(Options::default());
     let ports = format!("{},{}", one.port(), two.port());
     let mut tracer = Tracer::watching(&["--port", &ports]);
+    for postmaster in tracer.seen("start")["postmasters"].as_array().unwrap() {
+        let started: jiff::Timestamp = postmaster["started"].as_str().unwrap().parse().unwrap();
+        let age = jiff::Timestamp::now().duration_since(started);
+        // Of this test, not of the host's boot nor of the epoch.
+        assert!((0..=600).contains(&age.as_secs()), "{postmaster:#}");
+        assert_eq!(postmaster["version"].as_str(), two.version().as_deref());
+    }
     limit_tasks(&two, "1:");
     two.refused();
     one.connect().unwrap();
@@ -320,6 +327,8 @@ fn an_executable_of_another_name() {
             name: Some(name),
             ..Options::default()
         });
+        let exe = std::fs::read_link(format!("/proc/{}/exe", server.pid())).unwrap();
+        assert!(exe.ends_with(name), "{}", exe.display());
         let mut tracer = Tracer::watching(&["--port", &server.port()]);
         limit_tasks(&server, "1:");
         server.refused();

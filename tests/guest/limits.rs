@@ -100,11 +100,11 @@ pub(crate) fn widen_admin_reserve() -> Result<u64> {
     Ok(36 << 20)
 }
 
-/// Sets `RLIMIT_NPROC` of another process.
+/// Sets `RLIMIT_NPROC` of another process: the soft one, and no hard one.
 pub(crate) fn set_nproc(pid: u32, limit: u64) -> Result<()> {
     let new = libc::rlimit {
         rlim_cur: limit,
-        rlim_max: limit,
+        rlim_max: libc::RLIM_INFINITY,
     };
     let pid = i32::try_from(pid)?;
     // SAFETY: `new` is valid for reading; the old limit is not asked for.

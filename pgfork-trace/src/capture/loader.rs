@@ -17,6 +17,7 @@ use super::{
     error::{Standing, explain_load, locked_down, missing_capabilities, or_too_old},
 };
 use crate::{
+    gather::system_value,
     host::Root,
     kernel::{
         self, btf, functions,
@@ -172,6 +173,12 @@ pub(super) fn load(kernel: &Kernel, settings: &Settings) -> Result<Ebpf, aya::Eb
         } else {
             VerifierLogLevel::DISABLE
         });
+    if !verbose {
+        // Nothing is ever written to it: the least that the kernel takes
+        // (kernel/bpf/ringbuf.c `ringbuf_map_alloc`: whole pages, a power of two).
+        let page = system_value(libc::_SC_PAGESIZE).unwrap_or(4096);
+        loader.map_max_entries("AYA_LOGS", u32::try_from(page).unwrap_or(4096));
+    }
     for (name, address) in names.iter().zip(&addresses) {
         loader.override_global(name, address, true);
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::verdict::{
     Cause, Certainty, Scope, Verdict,
@@ -114,6 +114,18 @@ pub struct Postmaster {
     /// Container id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// When it was started: UTC, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "seconds")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub started: Option<Timestamp>,
+}
+
+/// Whole seconds: the start of a process is known no better.
+fn seconds<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(&format_args!("{time:.0}")),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// Watching begins.

@@ -34,6 +34,7 @@ pub(super) fn postmaster() -> Postmaster {
         data_dir: Some("/var/lib/postgresql/15/main".to_owned()),
         version: Some("15".to_owned()),
         unit: Some("postgresql@15-main.service".to_owned()),
+        started: Some("2026-03-01T08:00:07Z".parse().unwrap()),
         ..Postmaster::default()
     }
 }
@@ -465,6 +466,7 @@ pub(super) fn hostile() -> Refusal {
         version: Some(bad()),
         unit: Some(bad()),
         container: Some(bad()),
+        started: None,
     };
     refusal.process = Process {
         pid: 1844,

@@ -86,7 +86,7 @@ impl Text {
             Line::Start(start) if quiet == 0 => {
                 self.date = Some(self.date_of(time));
                 self.above = Above::Lines;
-                header(start, self.options.verbose)
+                header(start, time, self.options.verbose)
             }
             Line::Refusal(refusal) if quiet < 2 && self.options.details => {
                 let seen = self.fold.see(time, refusal.as_ref());
@@ -260,7 +260,7 @@ fn container(id: &str) -> String {
     format!("container {}", name(&short))
 }
 
-fn header(start: &Start, verbose: u8) -> String {
+fn header(start: &Start, now: Timestamp, verbose: u8) -> String {
     let of_kind = |kind| {
         start
             .postmasters
@@ -297,7 +297,7 @@ fn header(start: &Start, verbose: u8) -> String {
         start.method.name(),
         short_time(start.attach_ns)
     );
-    out += &table(&start.postmasters);
+    out += &table(&start.postmasters, now);
     match start.not_seen.as_slice() {
         [] => {}
         not_seen if verbose > 0 => {
@@ -314,16 +314,23 @@ fn header(start: &Start, verbose: u8) -> String {
     out
 }
 
-/// Watched processes in aligned columns: pid, what, port, directory, where.
-fn table(watched: &[Postmaster]) -> String {
-    let rows: Vec<[String; 5]> = watched.iter().map(columns).collect();
+/// Watched processes in aligned columns: pid, what, port, directory, where, since when.
+fn table(watched: &[Postmaster], now: Timestamp) -> String {
+    let row = |watched| {
+        let [pid, what, port, directory, place] = columns(watched);
+        let age = watched
+            .started
+            .map(|started| age(now.duration_since(started)));
+        [pid, what, port, directory, place, age.unwrap_or_default()]
+    };
+    let rows: Vec<[String; 6]> = watched.iter().map(row).collect();
     let width = |column: usize| {
         rows.iter()
             .map(|row| row[column].chars().count())
             .max()
             .unwrap_or(0)
     };
-    let widths: [usize; 5] = std::array::from_fn(width);
+    let widths: [usize; 6] = std::array::from_fn(width);
     let mut out = String::new();
     for row in &rows {
         let mut line = String::new();
@@ -334,6 +341,18 @@ fn table(watched: &[Postmaster]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// `up 3 d`: the largest unit is enough to tell a restart from a long life.
+fn age(age: SignedDuration) -> String {
+    let seconds = age.as_secs().max(0);
+    let (number, unit) = match seconds {
+        0..60 => (seconds, "s"),
+        60..3600 => (seconds / 60, "min"),
+        3600..86_400 => (seconds / 3600, "h"),
+        _ => (seconds / 86_400, "d"),
+    };
+    format!("up {number} {unit}")
 }
 
 fn columns(watched: &Postmaster) -> [String; 5] {

@@ -216,7 +216,7 @@ impl Trace<'_> {
             return said.then(|| Notice::line("not_watched", error.to_string()));
         }
         self.comms.is_watched(pid);
-        self.watchlist.add(target);
+        self.watchlist.add(&self.root, target);
         let postmaster = self.watchlist.get_mut(pid)?.shown.clone();
         Some(Line::Postmaster(PostmasterChange {
             event: Change::Appeared,

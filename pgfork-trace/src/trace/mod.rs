@@ -212,7 +212,7 @@ impl Trace<'_> {
             let pid = target.pid();
             let postmaster = matches!(target, postgres::Target::Postmaster(_));
             match self.capture.watch(pid, postmaster) {
-                Ok(()) => self.watchlist.add(target),
+                Ok(()) => self.watchlist.add(&self.root, target),
                 Err(error) if self.watchlist.is_named(pid) => return Err(error),
                 Err(error) => failed = Some(error),
             }
@@ -298,11 +298,17 @@ impl Trace<'_> {
     }
 
     async fn watch(&mut self, options: &Options, signals: &mut Signals) -> Result<EndReason> {
-        let mut logger = if options.verbose {
-            self.capture.diagnostics().ok()
-        } else {
-            None
-        };
+        let mut logger = None;
+        if options.verbose {
+            match self.capture.diagnostics() {
+                Ok(diagnostics) => logger = Some(diagnostics),
+                // The pipe that closes here is found closed at the next line.
+                Err(error) => drop(self.emit(&Notice::line(
+                    "no_diagnostics",
+                    format!("diagnostics of the kernel side (-v) cannot be read: {error}"),
+                ))),
+            }
+        }
         let records = self
             .capture
             .as_fd()

@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::{SignedDuration, Timestamp};
 use pgfork_trace_common::{ClientKey, Totals};
 
 use super::totals;
 use crate::{
     gather::text,
     host::{
-        Pid, Root,
+        self, Pid, Root,
         process::{AnyProcess, ProcessId},
     },
     output::line,
@@ -103,9 +104,9 @@ impl Watchlist {
         }
     }
 
-    pub(super) fn add(&mut self, target: &Target) {
+    pub(super) fn add(&mut self, root: &Root, target: &Target) {
         let watched = match target {
-            Target::Postmaster(postmaster) => watched_postmaster(postmaster),
+            Target::Postmaster(postmaster) => watched_postmaster(root, postmaster),
             Target::Process(process) => watched_process(process),
         };
         self.alive.insert(watched.id.pid, watched);
@@ -229,11 +230,11 @@ impl Watchlist {
         self.candidates.retain(|pid, _| !done.contains(pid));
         found
             .into_iter()
-            .map(|postmaster| self.adopt(&postmaster))
+            .map(|postmaster| self.adopt(root, &postmaster))
             .collect()
     }
 
-    fn adopt(&mut self, postmaster: &Postmaster) -> Found {
+    fn adopt(&mut self, root: &Root, postmaster: &Postmaster) -> Found {
         let previous = self
             .gone
             .iter()
@@ -241,7 +242,7 @@ impl Watchlist {
             .find(|watched| watched.data_dir.as_ref() == Some(&postmaster.data_dir))
             .map(|watched| watched.id.pid);
         self.alive
-            .insert(postmaster.pid, watched_postmaster(postmaster));
+            .insert(postmaster.pid, watched_postmaster(root, postmaster));
         Found::New {
             pid: postmaster.pid,
             previous,
@@ -276,7 +277,15 @@ impl Watchlist {
     }
 }
 
-fn watched_postmaster(postmaster: &Postmaster) -> Watched {
+/// When a process was started, by the clock of now: what suspends and sets of the clock were
+/// in between does not matter to its age.
+fn started(root: &Root, id: ProcessId) -> Option<Timestamp> {
+    let uptime = host::uptime(root).ok().flatten()?;
+    let age = SignedDuration::try_from(id.age(uptime)).ok()?;
+    Timestamp::now().checked_sub(age).ok()
+}
+
+fn watched_postmaster(root: &Root, postmaster: &Postmaster) -> Watched {
     Watched {
         id: postmaster.id(),
         shown: line::Postmaster {
@@ -291,6 +300,7 @@ fn watched_postmaster(postmaster: &Postmaster) -> Watched {
                 .container
                 .as_ref()
                 .map(|container| container.id.clone()),
+            started: started(root, postmaster.id()),
         },
         data_dir: Some(postmaster.data_dir.clone()),
         by_cause: BTreeMap::new(),
@@ -351,8 +361,11 @@ mod tests {
             comm: comm.to_vec(),
             ..FakeProcess::new(pid)
         });
-        let process = crate::host::process::any_process(fake.root(), pid);
-        list.add(&Target::Process(Box::new(process.unwrap().unwrap())));
+        let process = host::process::any_process(fake.root(), pid);
+        list.add(
+            fake.root(),
+            &Target::Process(Box::new(process.unwrap().unwrap())),
+        );
     }
 
     fn forks(count: u64) -> Option<Totals> {

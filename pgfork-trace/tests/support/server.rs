@@ -17,7 +17,7 @@ use super::{unique, wait_for};
 pub(crate) struct Options {
     /// `cgroup.procs` to put it into.
     pub(crate) cgroup: Option<PathBuf>,
-    /// Name of a link to the executable.
+    /// Name of a copy of the executable.
     pub(crate) name: Option<&'static str>,
     /// In a pid and mount namespace of its own.
     pub(crate) namespaces: bool,
@@ -128,6 +128,12 @@ impl Server {
 
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
+    }
+
+    /// Major version, as the cluster says.
+    pub(crate) fn version(&self) -> Option<String> {
+        let text = fs::read_to_string(self.data_dir().join("PG_VERSION")).ok()?;
+        Some(text.trim().to_owned())
     }
 
     pub(crate) fn port(&self) -> String {
@@ -242,11 +248,13 @@ impl Server {
         let Some(name) = self.options.name else {
             return real;
         };
-        let link = self.directory.path().join(name);
-        if !link.exists() {
-            std::os::unix::fs::symlink(real, &link).unwrap();
+        // Not a link: what it is called is then what its own `exe` says.
+        let copy = self.directory.path().join(name);
+        if !copy.exists() {
+            fs::copy(real, &copy).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        link
+        copy
     }
 
     pub(crate) fn log(&self) -> String {
