@@ -20,8 +20,10 @@ mod forker;
 mod headroom;
 mod limits;
 mod outage;
+mod postmasters;
 mod scenarios;
 mod server;
+mod tasks_max;
 mod tracer;
 
 use std::{process::ExitCode, time::Instant};
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let failed = match word {
         "hog" => limits::hog(first).map(|()| 0),
         "forker" => forker::run().map(|()| 0),
+        "demo" if first == "all" => demo::all(),
         "demo" => demo::run(first).map(|()| 0),
         "headroom" => headroom::run(rest),
         "bench" => bench::run(rest),

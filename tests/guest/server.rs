@@ -13,10 +13,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 /// Generous: a guest is emulated in software. No test depends on how long something took.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-const SOCKET_DIR: &str = "/var/run/postgresql";
+pub(crate) const SOCKET_DIR: &str = "/var/run/postgresql";
 const LOG: &str = "/tmp/server.log";
 /// The tests connect as root.
-const HBA: &str = "/tmp/pg_hba.conf";
+pub(crate) const HBA: &str = "/tmp/pg_hba.conf";
 
 /// Waits until `done` gives a value.
 pub(crate) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> Result<T> {
@@ -52,7 +52,13 @@ impl Server {
         Ok(server)
     }
 
-    fn data_dir(&self) -> PathBuf {
+    /// Major version.
+    pub(crate) fn major(&self) -> &str {
+        &self.major
+    }
+
+    /// Its data directory.
+    pub(crate) fn data_dir(&self) -> PathBuf {
         PathBuf::from(format!("/var/lib/postgresql/{}/main", self.major))
     }
 
@@ -74,7 +80,13 @@ impl Server {
         Ok(())
     }
 
-    fn launch(&mut self) -> Result<()> {
+    /// Stops it in order.
+    pub(crate) fn stop(&self) -> Result<()> {
+        self.pg_ctl(&["-w", "-m", "fast", "stop"])
+    }
+
+    /// Starts it.
+    pub(crate) fn launch(&mut self) -> Result<()> {
         // Without autovacuum only connections fork.
         let config = format!(
             "-c config_file=/etc/postgresql/{0}/main/postgresql.conf -c hba_file={HBA} -c logging_collector=off -c autovacuum=off",
@@ -180,7 +192,7 @@ impl Server {
     }
 }
 
-fn psql() -> Command {
+pub(crate) fn psql() -> Command {
     let mut command = Command::new("psql");
     command
         .args(["-X", "-q", "-h", SOCKET_DIR, "-U", "postgres"])

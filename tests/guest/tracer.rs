@@ -52,12 +52,17 @@ pub(crate) struct Said {
 impl Tracer {
     /// Starts it and waits until it watches.
     pub(crate) fn start(scenario: &str, method: &str, arguments: &[&str]) -> Result<Self> {
-        Self::launch(scenario, method, arguments, None)
+        Self::launch(scenario, method, arguments, None, None)
+    }
+
+    /// The same with another description of the kernel's types.
+    pub(crate) fn start_with_btf(scenario: &str, method: &str, btf: &Path) -> Result<Self> {
+        Self::launch(scenario, method, &[], None, Some(btf))
     }
 
     /// The same in a cgroup.
     pub(crate) fn start_in(scenario: &str, method: &str, cgroup: &Path) -> Result<Self> {
-        Self::launch(scenario, method, &[], Some(cgroup))
+        Self::launch(scenario, method, &[], Some(cgroup), None)
     }
 
     fn launch(
@@ -65,6 +70,7 @@ impl Tracer {
         method: &str,
         arguments: &[&str],
         cgroup: Option<&Path>,
+        btf: Option<&Path>,
     ) -> Result<Self> {
         const PROGRAM: &str = "/usr/local/bin/pgfork-trace";
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -88,6 +94,9 @@ impl Tracer {
                 shell
             }
         };
+        if let Some(btf) = btf {
+            command.env("PGFORK_TRACE_BTF", btf);
+        }
         let child = command
             .args(options(method))
             .args(["--for", "120s", "-o"])
@@ -115,6 +124,11 @@ impl Tracer {
             fs::read_to_string(&tracer.text).unwrap_or_default()
         );
         Ok(tracer)
+    }
+
+    /// Its pid.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Lines written so far.

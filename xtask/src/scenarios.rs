@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     dist,
@@ -26,6 +26,8 @@ const ALL_METHODS: &str = "fexit,kprobe,tracepoint,syscalls";
 const HEADROOM: &str = "headroom";
 /// Instead of scenarios with a server: a fixture process for each way to be refused, all methods.
 const FIXTURES: &str = "fixtures";
+/// Instead of methods: what `cargo xtask demo` shows, for each cause.
+const DEMO: &str = "demo";
 /// Guests at a time: each needs a core and 2 GiB.
 const AT_ONCE: usize = 2;
 
@@ -38,6 +40,8 @@ pub(crate) struct Job {
     init: Init,
     methods: &'static str,
     scenarios: &'static [&'static str],
+    /// Word for the kernel's command line.
+    append: Option<&'static str>,
 }
 
 const fn job(kernel: Series, postgres: Postgres, methods: &'static str) -> Job {
@@ -48,6 +52,7 @@ const fn job(kernel: Series, postgres: Postgres, methods: &'static str) -> Job {
         init: Init::Plain,
         methods,
         scenarios: &[],
+        append: None,
     }
 }
 
@@ -69,6 +74,8 @@ const SYSCALLS: &[&str] = &[
     "copy_program",
 ];
 const V1: &[&str] = &["control", "pids_leaf", "pids_ancestor", "rlimit_nproc"];
+
+const TASKS_MAX: &[&str] = &["tasks_max", "tasks_max_slice"];
 
 /// The whole matrix: every kernel by every method, every server version, cgroup v1, systemd,
 /// fixtures, and the predictions of `check`. The longest first: it ends sooner.
@@ -116,15 +123,32 @@ pub(crate) const MATRIX: &[Job] = &[
         ..job(Series::V6_1, Postgres::V17, "syscalls")
     },
     Job {
+        cgroup: Cgroup::V1,
+        scenarios: V1,
+        ..job(Series::V7_2, Postgres::V15, "auto")
+    },
+    Job {
         init: Init::Systemd,
-        scenarios: &["tasks_max"],
+        scenarios: TASKS_MAX,
         ..job(Series::V6_1, Postgres::V15, METHODS)
     },
     Job {
         init: Init::Systemd,
-        scenarios: &["tasks_max"],
+        scenarios: TASKS_MAX,
         ..job(Series::V7_2, Postgres::V18, "auto")
     },
+    Job {
+        cgroup: Cgroup::V1,
+        init: Init::Systemd,
+        scenarios: TASKS_MAX,
+        ..job(Series::V6_1, Postgres::V15, "auto")
+    },
+    Job {
+        append: Some("lockdown=confidentiality"),
+        scenarios: &["locked_down"],
+        ..job(Series::V6_1, Postgres::V15, "auto")
+    },
+    job(Series::V6_1, Postgres::V15, DEMO),
 ];
 
 /// Where the fixtures of each kernel left what they wrote.
@@ -134,6 +158,28 @@ pub(crate) fn fixture_outs(out: &Path) -> Vec<(Series, PathBuf)> {
         .filter(|job| job.methods == FIXTURES && matches!(job.cgroup, Cgroup::V2))
         .map(|job| (job.kernel, job.out(out)))
         .collect()
+}
+
+/// A guest whose command never ends is ended, and what it and its console said is told.
+pub(crate) fn hung() -> Result<()> {
+    let script = "echo said before; echo the console has this > /dev/kmsg; sleep 6000";
+    let error = vm::run(&VmSpec {
+        memory_mib: 512,
+        timeout: Duration::from_secs(100),
+        ..VmSpec::new(Series::V6_1, Postgres::V15, ["sh", "-c", script])
+    })
+    .err()
+    .context("it was not ended")?;
+    let text = format!("{error:#}");
+    for words in [
+        "the command did not end within 100 s",
+        "said before",
+        "last lines of the guest's console",
+        "the console has this",
+    ] {
+        ensure!(text.contains(words), "{words:?} is missing in: {text}");
+    }
+    Ok(())
 }
 
 /// One kernel, every method.
@@ -159,10 +205,14 @@ impl Job {
         let what = match self.methods {
             HEADROOM => " headroom",
             FIXTURES => " fixtures",
+            DEMO => " demo",
             _ => "",
         };
+        let append = self
+            .append
+            .map_or_else(String::new, |word| format!(" {word}"));
         format!(
-            "kernel {} PostgreSQL {}{cgroup}{init}{what}",
+            "kernel {} PostgreSQL {}{cgroup}{init}{what}{append}",
             self.kernel.name(),
             self.postgres.major()
         )
@@ -266,6 +316,7 @@ fn one(job: &Job, programs: &Programs, out: &Path) -> Result<Report> {
     let mut command = vec!["pgfork-trace-guest"];
     match job.methods {
         HEADROOM => command.push(HEADROOM),
+        DEMO => command.extend([DEMO, "all"]),
         FIXTURES => command.extend([FIXTURES, "--methods", ALL_METHODS]),
         methods => command.extend(["--methods", methods]),
     }
@@ -273,6 +324,7 @@ fn one(job: &Job, programs: &Programs, out: &Path) -> Result<Report> {
     let spec = VmSpec {
         cgroup: job.cgroup,
         init: job.init,
+        kernel_arguments: job.append.map(str::to_owned).into_iter().collect(),
         copy: [&programs.product, &programs.guest, &programs.fixture]
             .map(|program| copy(program))
             .into(),

@@ -15,7 +15,7 @@ use crate::{
     dist, docs,
     ebpf::{self, Checked},
     progress::say,
-    scenarios::{self, Programs, Tally},
+    scenarios::{self, Job, Programs, Tally},
     setup,
 };
 
@@ -74,7 +74,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         jobs.len(),
         out.display()
     ));
-    let verdicts = scenarios::run_all(jobs, &programs, &out)?;
+    let verdicts = guests(&mut tally, jobs, &programs, &out)?;
     verdicts.print();
     verdicts.matrix.save(&out)?;
     if !args.quick {
@@ -85,6 +85,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
     tally.passed += verdicts.passed;
     tally.failed += verdicts.failed;
+    match whole_types(&out, args.quick) {
+        Ok(()) => tally.pass("the kernels' types are read as bpftool reads them"),
+        Err(error) => tally.fail("the kernels' types", &error),
+    }
     match validate(&out) {
         Ok(lines) => tally.pass(&format!(
             "{lines} JSON lines and documents fit their schemas"
@@ -96,6 +100,20 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         bail!("{} tests failed", tally.failed);
     }
     Ok(())
+}
+
+/// All jobs; beside them, at no cost, the guest that only waits.
+fn guests(tally: &mut Tally, jobs: &[Job], programs: &Programs, out: &Path) -> Result<Tally> {
+    let (verdicts, hung) = thread::scope(|scope| {
+        let hung = scope.spawn(scenarios::hung);
+        let verdicts = scenarios::run_all(jobs, programs, out);
+        (verdicts, hung.join())
+    });
+    match hung.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))) {
+        Ok(()) => tally.pass("a guest that hangs is ended"),
+        Err(error) => tally.fail("a guest that hangs is ended", &error),
+    }
+    verdicts
 }
 
 impl Tally {
@@ -181,6 +199,44 @@ fn counts(line: &str) -> Option<(usize, usize)> {
             .find_map(|part| part.strip_suffix(word)?.trim().parse().ok())
     };
     Some((number("passed")?, number("failed")?))
+}
+
+/// Holds the reader of BTF to what bpftool says of the whole types of the kernels that ran.
+fn whole_types(out: &Path, quick: bool) -> Result<()> {
+    let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
+    let mut kernels = 0;
+    for (series, guest) in scenarios::fixture_outs(out) {
+        let types = guest.join("vmlinux");
+        if quick && !types.exists() {
+            continue;
+        }
+        let target = directory.path().join(series.name());
+        fs::create_dir(&target)?;
+        fs::copy(&types, target.join("vmlinux"))
+            .with_context(|| format!("the guest left no {}", types.display()))?;
+        kernels += 1;
+    }
+    let test = "kernel::proof::whole_files_are_read_as_bpftool_reads_them";
+    let said = crate::process::capture(
+        cargo(&[
+            "test",
+            "--locked",
+            "--package",
+            "pgfork-trace",
+            "--lib",
+            "--",
+        ])
+        .args(["--exact", test, "--nocapture"])
+        .env("PGFORK_TRACE_FULL_BTF", directory.path()),
+    )?;
+    let read = said
+        .lines()
+        .filter(|line| line.starts_with("read: Linux "))
+        .count();
+    if read != kernels || kernels == 0 {
+        bail!("{read} of {kernels} kernels were read: {said}");
+    }
+    Ok(())
 }
 
 /// Checks all JSON that the scenarios left against the committed schemas: lines of `trace`, and

@@ -170,7 +170,10 @@ fn pids(evidence: &Evidence) -> Vec<String> {
         .find(|level| level.is_full())
         .or_else(|| levels.iter().filter(limited).min_by_key(room));
     let mut rows = Vec::new();
-    rows.extend(refusing.map(|level| format!("{} ({})", level_text(level), holder(level))));
+    rows.extend(refusing.map(|level| {
+        let asked = if level.is_full() { ASKED } else { "" };
+        format!("{} ({}){asked}", level_text(level), holder(level))
+    }));
     let others: Vec<String> = levels
         .iter()
         .filter(limited)
@@ -194,6 +197,9 @@ fn level_text(level: &CgroupLevel) -> String {
     };
     format!("{} of {limit} in {place}", tasks(level.tasks))
 }
+
+/// A fork makes one task, whatever it shares.
+const ASKED: &str = ", and asked for 1 more";
 
 fn tasks(number: u64) -> String {
     counted(number, "task", "tasks")
@@ -233,8 +239,9 @@ fn nproc(nproc: &NprocEvidence) -> Vec<String> {
         } else {
             ""
         };
+        let asked = if refusing.is_some() { ASKED } else { "" };
         rows.push(format!(
-            "{} of {limit} for {whose}{place}{exempt}",
+            "{} of {limit} for {whose}{place}{exempt}{asked}",
             tasks(level.tasks)
         ));
     }

@@ -135,7 +135,7 @@ fn levels_of_a_path() {
     assert_eq!(
         pids(&evidence),
         [
-            "6 tasks of 6 in cgroup id 7 (pids.max, container 7f3c1b2a90de)",
+            "6 tasks of 6 in cgroup id 7 (pids.max, container 7f3c1b2a90de), and asked for 1 more",
             "on the same path: 5 tasks of 9 in cgroup id 7",
         ]
     );
@@ -171,13 +171,15 @@ fn user_namespaces() {
     evidence.levels = vec![level(40, 1, Some(9)), level(INITIAL_USERNS, 9, Some(9))];
     assert_eq!(
         nproc(&evidence),
-        ["9 tasks of 9 for the creator of a user namespace"]
+        ["9 tasks of 9 for the creator of a user namespace, and asked for 1 more"]
     );
     evidence.levels.reverse();
     evidence.levels[1].limit = Some(1);
     evidence.levels[0].limit = None;
     assert_eq!(
         nproc(&evidence),
-        ["1 task of 1 for the creator of a user namespace, in user namespace 40"]
+        [
+            "1 task of 1 for the creator of a user namespace, in user namespace 40, and asked for 1 more"
+        ]
     );
 }
