@@ -60,8 +60,9 @@ impl Second {
     fn start(server: &Server) -> Result<Self> {
         let log = fs::File::create("/tmp/second.log")?;
         let child = Command::new("unshare")
-            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["runuser", "-u", "postgres", "--"])
+            .args(["--pid", "--fork", "--mount-proc"])
+            .args(["setpriv", "--reuid=postgres", "--regid=postgres"])
+            .arg("--init-groups")
             .arg(Self::program())
             .args(["-D", SECOND, "-p", &PORT.to_string(), "-k", SOCKET_DIR])
             .args([
@@ -80,20 +81,28 @@ impl Second {
             .stderr(log)
             .spawn()?;
         let mut second = Self { child, pid: 0 };
-        let children = format!("/proc/{0}/task/{0}/children", second.child.id());
         wait_for("the second server takes connections", || {
             connect(PORT).is_ok().then_some(())
         })
         .with_context(|| fs::read_to_string("/tmp/second.log").unwrap_or_default())?;
-        second.pid = fs::read_to_string(children)?.trim().parse()?;
+        second.pid = second.first().context("it is gone")?;
         Ok(second)
+    }
+
+    /// The first process of its namespace, by its pid here.
+    fn first(&self) -> Option<u32> {
+        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+        fs::read_to_string(children).ok()?.trim().parse().ok()
     }
 }
 
 impl Drop for Second {
     fn drop(&mut self) {
-        // With its first process the namespace ends, and everything in it.
-        let _ = self.child.kill();
+        // With its first process the namespace ends, and everything in it; then unshare, too.
+        if let Some(pid) = self.first().and_then(|pid| i32::try_from(pid).ok()) {
+            // SAFETY: a child of a child that has not been waited for.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
         let _ = self.child.wait();
     }
 }
@@ -141,7 +150,7 @@ pub(crate) fn postmasters(server: &mut Server, method: &str) -> Result<()> {
         expect_eq!(postmaster["kind"], "postmaster", "kind");
         expect_eq!(postmaster["port"], port, "port");
         expect_eq!(postmaster["version"], server.major(), "version");
-        expect_eq!(postmaster["data_dir"], data_dir.to_string_lossy(), "data");
+        expect_eq!(postmaster["data_dir"], *data_dir.to_string_lossy(), "data");
         ensure!(postmaster["started"].is_string(), "its age: {postmaster}");
     }
     let exe = fs::read_link(format!("/proc/{}/exe", second.pid))?;

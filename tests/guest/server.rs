@@ -106,7 +106,10 @@ impl Server {
 
     /// Stops it at once and starts it anew, outside of every test cgroup.
     pub(crate) fn restart(&mut self) -> Result<()> {
-        self.pg_ctl(&["-w", "-m", "immediate", "stop"])?;
+        // A scenario may have stopped it.
+        if self.data_dir().join("postmaster.pid").exists() {
+            self.pg_ctl(&["-w", "-m", "immediate", "stop"])?;
+        }
         self.launch()
     }
 
