@@ -336,7 +336,7 @@ fn nproc_refused(server: &Server, method: &str, uid: u64, tasks: u64) -> Result<
         limits::tasks_of_user_of(server.pid)?.1,
         "tasks against /proc"
     );
-    if !inline && method != "tracepoint" {
+    if !inline && !is_tracepoint(method) {
         let trail = &refusal["trail"][0];
         expect_eq!(trail["function"], "is_rlimit_overlimit", "trail");
     }
@@ -496,7 +496,7 @@ fn check_commit_numbers(server: &Server, evidence: &Value, method: &str) -> Resu
         "{committed} + {asked} does not reach {usable} (skew {skew})"
     );
     ensure!(
-        method == "tracepoint" || committed + skew >= usable,
+        is_tracepoint(method) || committed + skew >= usable,
         "{committed} does not reach {usable} without what was asked for (skew {skew})"
     );
     let now = meminfo("Committed_AS")?;
