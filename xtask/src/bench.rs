@@ -15,7 +15,7 @@ use crate::{
     dist, process,
     progress::say,
     scenarios,
-    vm::{self, CopyIn, Postgres, Series, VmSpec},
+    vm::{self, Clock, CopyIn, Postgres, Series, VmSpec},
 };
 
 /// Where to measure.
@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Major version of PostgreSQL in the guest
     #[arg(long, value_enum, default_value = "15")]
     pg: Postgres,
+    /// What time is in the guest
+    #[arg(long, value_enum, default_value = "instructions")]
+    clock: Clock,
     /// Attach methods to measure in the guest
     #[arg(long, default_value = "fexit,kprobe,tracepoint")]
     methods: String,
@@ -85,6 +88,7 @@ fn in_guest(args: &Args, product: &Path, guest: &Path) -> Result<()> {
     let pairs = args.pairs.to_string();
     let outcome = vm::run(&VmSpec {
         copy: vec![copy(product), copy(guest)],
+        clock: args.clock,
         live: true,
         timeout: Duration::from_secs(u64::from(minutes) * 120),
         ..VmSpec::new(

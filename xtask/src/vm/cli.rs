@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Cgroup, CopyIn, Init, Postgres, Series, VmSpec};
+use super::{Cgroup, Clock, CopyIn, Init, Postgres, Series, VmSpec};
 use crate::dist;
 use crate::progress::say;
 
@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// First process
     #[arg(long, default_value = "plain")]
     init: Init,
+    /// What the guest's time is: the host's, or instructions (slower; for measurements)
+    #[arg(long, default_value = "host")]
+    clock: Clock,
     /// Memory of the guest
     #[arg(long, default_value_t = 2048, value_name = "MIB")]
     memory: u32,
@@ -64,6 +67,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let mut spec = VmSpec::new(args.kernel, args.postgres, args.command);
     spec.cgroup = args.cgroup;
     spec.init = args.init;
+    spec.clock = args.clock;
     spec.memory_mib = args.memory;
     spec.kernel_arguments = args.kernel_arguments;
     spec.out = args.out;

@@ -43,6 +43,16 @@ pub(crate) enum Init {
     Systemd,
 }
 
+/// What a guest's time is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Clock {
+    /// That of the host: two processors, as fast as they are emulated.
+    Host,
+    /// Instructions, of 4 ns each on one processor: whatever else the host does, the same work
+    /// takes the same time. Caches and pipelines do not count.
+    Instructions,
+}
+
 /// What to run, and where.
 #[derive(Clone, Debug)]
 pub(crate) struct VmSpec {
@@ -54,6 +64,8 @@ pub(crate) struct VmSpec {
     pub(crate) cgroup: Cgroup,
     /// The first process.
     pub(crate) init: Init,
+    /// Its time.
+    pub(crate) clock: Clock,
     /// Memory of the guest.
     pub(crate) memory_mib: u32,
     /// More words for the kernel's command line.
@@ -87,6 +99,7 @@ impl VmSpec {
             postgres,
             cgroup: Cgroup::V2,
             init: Init::Plain,
+            clock: Clock::Host,
             memory_mib: 2048,
             kernel_arguments: Vec::new(),
             copy: Vec::new(),
