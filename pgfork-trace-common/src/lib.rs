@@ -513,6 +513,10 @@ pub struct Attempt {
     pub client_sock: u64,
     /// `task_struct.comm`.
     pub comm: [u8; 16],
+    /// Nonzero when the process is a watched postmaster itself.
+    pub postmaster: u32,
+    /// Where the kernel side keeps it while it is in progress.
+    pub place: u32,
 }
 
 /// Kinds of record in the ring buffer: the first `u32` of each.

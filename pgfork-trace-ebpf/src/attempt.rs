@@ -24,9 +24,12 @@ use crate::{
 /// Processes to follow, by process id in the initial pid namespace.
 #[map]
 static WATCHED: HashMap<u32, Watched> = HashMap::with_max_entries(MAX_WATCHED, 0);
-/// Open attempts by thread id.
+/// Attempts in progress. A thread's place follows from its id: finding it takes no hashing.
 #[map]
-static ATTEMPTS: HashMap<u32, Attempt> = HashMap::with_max_entries(128, 0);
+static ATTEMPTS: Array<Attempt> = Array::with_max_entries(PLACES, 0);
+/// Places in use, by number. Taking one is atomic this way: BPF has no compare-and-swap before 5.12.
+#[map]
+static TAKEN: HashMap<u32, u32> = HashMap::with_max_entries(PLACES, 0);
 /// Exact totals by process id. Only user space adds entries: they need not be there from
 /// the start, and a small memory cgroup pays for each.
 #[map]
@@ -34,15 +37,19 @@ static TOTALS: HashMap<u32, Totals> = HashMap::with_max_entries(MAX_WATCHED, BPF
 /// Exact counts of refusals by what was seen.
 #[map]
 static REFUSALS: HashMap<RefusalKey, u64> = HashMap::with_max_entries(1024, 0);
-/// A zeroed attempt to begin from: it would not fit on the stack.
-#[map]
-static BLANK: Array<Attempt> = Array::with_max_entries(1, 0);
 /// Records other than refusals that did not fit in the ring buffer.
 #[map]
 static LOST_EVENTS: Array<u64> = Array::with_max_entries(1, 0);
 /// Records to user space.
 #[map]
 pub static RECORDS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// Most attempts in progress at once; a power of two.
+const PLACES: u32 = 128;
+/// Places that a thread may have: another one's attempt may be in the first.
+const CHOICES: u32 = 2;
+/// Where the second choice lies.
+const STRIDE: u32 = 61;
 
 /// Number of open attempts on the host. Almost always 0: probes on shared
 /// paths then return after one load.
@@ -144,70 +151,149 @@ pub fn open() -> Option<&'static mut Attempt> {
     if OPEN.is_zero() {
         return None;
     }
-    let (_, tid) = ids();
-    // SAFETY: only the thread that owns the attempt reaches its entry.
-    ATTEMPTS
-        .get_ptr_mut(&tid)
-        .map(|attempt| unsafe { &mut *attempt })
+    let (tgid, tid) = ids();
+    find(tgid, tid)
 }
 
-/// The watched process on whose account the current one forks; 0 for none.
+/// The open attempt of a thread. Its process is compared as well: a thread id comes again.
 #[inline(always)]
-fn account(tgid: u32) -> u32 {
-    if watched(tgid).is_some() {
-        tgid
+fn find(tgid: u32, tid: u32) -> Option<&'static mut Attempt> {
+    for choice in 0..CHOICES {
+        let attempt = at(place_of(tid, choice))?;
+        if attempt.tid == tid && attempt.tgid == tgid && attempt.watched != 0 {
+            return Some(attempt);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+const fn place_of(tid: u32, choice: u32) -> u32 {
+    (tid + choice * STRIDE) & (PLACES - 1)
+}
+
+#[inline(always)]
+fn at(place: u32) -> Option<&'static mut Attempt> {
+    // SAFETY: map values outlive the program; only the thread that took the place changes
+    // it, others compare its two ids.
+    ATTEMPTS.get_ptr_mut(place).map(|attempt| unsafe { &mut *attempt })
+}
+
+/// Takes a place for the current thread, with nothing in it yet.
+#[inline(always)]
+fn take(tgid: u32, tid: u32) -> Option<&'static mut Attempt> {
+    for choice in 0..CHOICES {
+        let place = place_of(tid, choice);
+        if TAKEN.insert(&place, &tid, BPF_NOEXIST as u64).is_ok() {
+            let attempt = at(place)?;
+            attempt.tgid = tgid;
+            attempt.tid = tid;
+            attempt.place = place;
+            OPEN.add(1);
+            return Some(attempt);
+        }
+    }
+    None
+}
+
+/// Gives the place of an attempt back; a place without a watched process is not in use.
+#[inline(always)]
+fn close(attempt: &mut Attempt) {
+    attempt.watched = 0;
+    let place = attempt.place;
+    if TAKEN.remove(&place).is_ok() {
+        OPEN.add(u64::MAX);
+    }
+}
+
+/// Empties an attempt. Lists (`pids`, `nproc`, `pidns`, `trail`) are as long as is said beside
+/// them: what an earlier attempt left in them is not cleared.
+#[inline(always)]
+fn clear(attempt: &mut Attempt) {
+    attempt.end_ns = 0;
+    attempt.ret = 0;
+    attempt.valid = 0;
+    attempt.trail_len = 0;
+    attempt.trail_lost = 0;
+    zero(&mut attempt.overcommit);
+    attempt.pids_levels = 0;
+    attempt.nproc_levels = 0;
+    attempt.pidns_levels = 0;
+    attempt.set_tid_size = 0;
+    zero(&mut attempt.memcg);
+    zero(&mut attempt.client);
+    zero(&mut attempt.state);
+}
+
+/// Zeroes plain numbers word by word. (An assignment becomes a call that does it byte by byte.)
+#[inline(always)]
+fn zero<T>(target: &mut T) {
+    const { assert!(size_of::<T>() % 4 == 0 && align_of::<T>() >= 4) };
+    let words = (&raw mut *target).cast::<u32>();
+    for word in 0..size_of::<T>() / 4 {
+        // SAFETY: inside the target, and aligned; all its fields may be zero.
+        unsafe { words.add(word).write_volatile(0) };
+    }
+}
+
+/// The watched process on whose account the current one forks (0 for none), and whether it
+/// is a postmaster itself.
+#[inline(always)]
+fn account(tgid: u32) -> (u32, u32) {
+    if let Some(watched) = watched(tgid) {
+        (tgid, watched.postmaster as u32)
     } else if memory::all_children() {
-        related(kernel::current())
+        (related(kernel::current()), 0)
     } else {
-        0
+        (0, 0)
     }
 }
 
 /// Opens an attempt for the current thread, if its process is followed.
 #[inline(always)]
-pub fn begin(source: u32, clone_flags: impl FnOnce() -> u64) {
+pub fn begin(by: u32, clone_flags: impl FnOnce() -> u64) {
     let (tgid, tid) = ids();
-    let account = account(tgid);
+    let (account, postmaster) = account(tgid);
     if account == 0 {
         return;
     }
     let clone_flags = clone_flags();
-    if let Some(attempt) = open()
-        && source == source::KERNEL_CLONE
-        && attempt.source == source::LIBC_FORK
-    {
-        // The C library's fork has come as far as the kernel's.
-        attempt.source = source;
-        attempt.clone_flags = clone_flags;
-        return;
-    }
-    let Some(blank) = BLANK.get(0) else { return };
-    if ATTEMPTS.insert(&tid, blank, BPF_NOEXIST as u64).is_ok() {
-        OPEN.add(1);
+    let attempt = if let Some(left) = open() {
+        // The C library's fork has come as far as the kernel's; else the return of this
+        // thread's last attempt was missed.
+        if (left.source, by) != (source::LIBC_FORK, source::KERNEL_CLONE)
+            && let Some(totals) = totals(left.watched)
+        {
+            add(&mut totals.missed);
+        }
+        left
+    } else if let Some(attempt) = take(tgid, tid) {
+        attempt
     } else {
-        // Either a leftover of this thread, whose return was missed, or no room.
-        let replaced = ATTEMPTS.insert(&tid, blank, 0).is_ok();
         if let Some(totals) = totals(account) {
-            add(if replaced {
-                &mut totals.missed
-            } else {
-                &mut totals.untracked
-            });
+            add(&mut totals.untracked);
         }
-        if !replaced {
-            return;
-        }
-    }
-    let Some(attempt) = open() else { return };
+        return;
+    };
+    clear(attempt);
     attempt.kind = record::REFUSAL;
-    attempt.source = source;
-    attempt.tgid = tgid;
-    attempt.tid = tid;
+    attempt.source = by;
     attempt.watched = account;
+    attempt.postmaster = postmaster;
     attempt.clone_flags = clone_flags;
     attempt.stages = Check::KernelClone.bit();
     // SAFETY: the helper has no preconditions.
     attempt.start_ns = unsafe { bpf_ktime_get_ns() };
+}
+
+/// The current thread ends: nobody will see the return of its attempt.
+#[inline(always)]
+pub fn abandon() {
+    let Some(attempt) = open() else { return };
+    if let Some(totals) = totals(attempt.watched) {
+        add(&mut totals.missed);
+    }
+    close(attempt);
 }
 
 /// Keeps the arguments of a call until its kretprobe.
@@ -244,12 +330,11 @@ pub fn note(attempt: &mut Attempt, check: Check, ret: i32) {
 #[inline(always)]
 pub fn end(ret: i32, failed: bool, evidence: impl FnOnce(&mut Attempt)) {
     let Some(attempt) = open() else { return };
-    let tid = attempt.tid;
     if let Some(totals) = totals(attempt.watched) {
         // SAFETY: the helper has no preconditions.
         attempt.end_ns = unsafe { bpf_ktime_get_ns() };
         let descendant = attempt.watched != attempt.tgid;
-        if !matches!(ret, -516..=-512) && is_postmaster(attempt.tgid) {
+        if !matches!(ret, -516..=-512) && attempt.postmaster != 0 {
             client::find(attempt);
             client::count(attempt);
         }
@@ -277,26 +362,7 @@ pub fn end(ret: i32, failed: bool, evidence: impl FnOnce(&mut Attempt)) {
             emit(attempt, totals);
         }
     }
-    let _ = ATTEMPTS.remove(&tid);
-    OPEN.add(u64::MAX);
-}
-
-/// The current thread ends, and takes along the attempt that it is in: its return was missed, or
-/// it was killed in the C library's `fork`.
-#[inline(always)]
-pub fn abandon() {
-    let Some(attempt) = open() else { return };
-    let tid = attempt.tid;
-    if let Some(totals) = totals(attempt.watched) {
-        add(&mut totals.missed);
-    }
-    let _ = ATTEMPTS.remove(&tid);
-    OPEN.add(u64::MAX);
-}
-
-#[inline(always)]
-fn is_postmaster(tgid: u32) -> bool {
-    watched(tgid).is_some_and(|watched| watched.postmaster != 0)
+    close(attempt);
 }
 
 #[inline(always)]

@@ -61,16 +61,22 @@ pub fn find(attempt: &mut Attempt) {
     if room > FILES && read::<u64>(bitmap + 8).unwrap_or(0) != 0 {
         attempt.valid |= valid::CLIENT_TRUNCATED;
     }
-    attempt.stash = [open, array, 0];
+    attempt.stash = [open >> AFTER_STANDARD_ERROR << AFTER_STANDARD_ERROR, array, 0];
     attempt.client_sock = 0;
     // The last one accepted has the highest number of those that a server opens in a row.
-    for number in AFTER_STANDARD_ERROR..FILES {
-        if stashed(attempt, OPEN) >> number & 1 == 0 {
-            continue;
+    for _ in AFTER_STANDARD_ERROR..FILES {
+        let open = stashed(attempt, OPEN);
+        if open == 0 {
+            break;
         }
-        let at = stashed(attempt, ARRAY).wrapping_add(8 * number as u64);
+        let number = highest_bit(open);
+        attempt.stash[OPEN] = open & !(1 << number);
+        let at = stashed(attempt, ARRAY).wrapping_add(8 * number);
         if let Some(file) = fetch::<u64>(attempt, at, Some(0)) {
             look_at(attempt, file);
+        }
+        if attempt.client_sock != 0 {
+            break;
         }
     }
     let sock = attempt.client_sock;
@@ -85,6 +91,19 @@ pub fn find(attempt: &mut Attempt) {
 const OPEN: usize = 0;
 const ARRAY: usize = 1;
 const VALUE: usize = 2;
+
+/// Number of the highest bit that is set; there is one. (BPF cannot count leading zeros.)
+#[inline(always)]
+fn highest_bit(word: u64) -> u64 {
+    let (mut rest, mut number) = (word, 0);
+    for step in [32, 16, 8, 4, 2, 1] {
+        if rest >> step != 0 {
+            rest >>= step;
+            number += step;
+        }
+    }
+    number
+}
 
 #[inline(always)]
 fn stashed(attempt: &Attempt, number: usize) -> u64 {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{load::Pgbench, spread, tool::Tool};
+use super::{empty::Empty, load::Pgbench, spread, tool::Tool};
 use crate::limits::{Restored, set_sysctl};
 
 const BATCHES: usize = 15;
@@ -21,6 +21,8 @@ pub(super) struct Cost {
     pub(super) programs_ns: f64,
     /// Runs of all our programs, for each fork.
     pub(super) runs: f64,
+    /// What counting adds to the run time of each run, by a program that does nothing.
+    pub(super) counting_ns: f64,
     /// The same for each, the most expensive first.
     pub(super) by_program: Vec<Program>,
 }
@@ -41,6 +43,7 @@ type Times = BTreeMap<u32, (u64, u64)>;
 pub(super) fn measure(bench: &Pgbench<'_>, start: &dyn Fn(&str) -> Result<Tool>) -> Result<Cost> {
     let _stats = Restored::remember("kernel/bpf_stats_enabled")?;
     set_sysctl("kernel/bpf_stats_enabled", 1)?;
+    let empty = Empty::attach()?;
     let tool = start("cost")?;
     let mut readings = vec![run_times(tool.pid())?];
     for _ in 0..BATCHES {
@@ -82,6 +85,7 @@ pub(super) fn measure(bench: &Pgbench<'_>, start: &dyn Fn(&str) -> Result<Tool>)
         fork_ns: totals["fork_time_ns"]["p50"].as_f64().context("no p50")?,
         programs_ns: median(&|times| times.values().map(|sum| sum.0).sum()),
         runs: median(&|times| times.values().map(|sum| sum.1).sum()),
+        counting_ns: empty.nanoseconds()?,
         by_program,
     })
 }
