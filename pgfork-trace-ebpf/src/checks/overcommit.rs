@@ -8,8 +8,10 @@ use crate::{
     kernel::{self, offset, read_at},
 };
 
-/// Notes a refusing call with its arguments (mm, pages, `cap_sys_admin`).
-#[inline(always)]
+/// Notes a refusing call with its arguments (mm, pages, `cap_sys_admin`). A function of its own,
+/// so that the programs save no registers for it where nothing is refused: they run for
+/// every private mapping on the host.
+#[inline(never)]
 pub fn refused(ret: i32, mm: u64, pages: u64, cap_sys_admin: i32) {
     if let Some(attempt) = attempt::open() {
         record(attempt, ret, mm, pages, cap_sys_admin);
@@ -29,7 +31,7 @@ pub fn entered(mm: u64, pages: u64, cap_sys_admin: u64) {
 }
 
 /// The same with the arguments that the kprobe kept.
-#[inline(always)]
+#[inline(never)]
 pub fn refused_stashed(ret: i32) {
     if let Some(attempt) = attempt::open() {
         let [mm, pages, cap_sys_admin] = attempt.stash;
