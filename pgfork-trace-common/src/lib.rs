@@ -499,8 +499,8 @@ pub struct Attempt {
     pub set_tid_size: u32,
     /// Parts of [`syscall`], for [`source::SYSCALL`].
     pub syscall: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Where the kernel side keeps it while it is in progress.
+    pub place: u32,
     /// State at the end.
     pub state: State,
     /// Records lost so far because the ring buffer was full.
@@ -515,8 +515,8 @@ pub struct Attempt {
     pub comm: [u8; 16],
     /// Nonzero when the process is a watched postmaster itself.
     pub postmaster: u32,
-    /// Where the kernel side keeps it while it is in progress.
-    pub place: u32,
+    /// Padding.
+    pub pad: u32,
 }
 
 /// Kinds of record in the ring buffer: the first `u32` of each.
@@ -778,7 +778,7 @@ const _: () = {
     assert!(size_of::<PidnsLevel>() == 16);
     assert!(size_of::<MemcgSeen>() == 64);
     assert!(size_of::<Client>() == 28);
-    assert!(size_of::<Attempt>() == 968);
+    assert!(size_of::<Attempt>() == 976);
     assert!(size_of::<MemoryRefusal>() == 168);
     assert!(size_of::<OomKill>() == 80);
     assert!(size_of::<Sigkill>() == 56);

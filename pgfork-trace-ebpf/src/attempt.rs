@@ -220,6 +220,7 @@ fn clear(attempt: &mut Attempt) {
     attempt.nproc_levels = 0;
     attempt.pidns_levels = 0;
     attempt.set_tid_size = 0;
+    attempt.syscall = 0;
     zero(&mut attempt.memcg);
     zero(&mut attempt.client);
     zero(&mut attempt.state);
@@ -261,7 +262,7 @@ pub fn begin(by: u32, clone_flags: impl FnOnce() -> u64) {
     let attempt = if let Some(left) = open() {
         // The C library's fork has come as far as the kernel's; else the return of this
         // thread's last attempt was missed.
-        if (left.source, by) != (source::LIBC_FORK, source::KERNEL_CLONE)
+        if (left.source != source::LIBC_FORK || by == source::LIBC_FORK)
             && let Some(totals) = totals(left.watched)
         {
             add(&mut totals.missed);
