@@ -176,7 +176,9 @@ const fn place_of(tid: u32, choice: u32) -> u32 {
 fn at(place: u32) -> Option<&'static mut Attempt> {
     // SAFETY: map values outlive the program; only the thread that took the place changes
     // it, others compare its two ids.
-    ATTEMPTS.get_ptr_mut(place).map(|attempt| unsafe { &mut *attempt })
+    ATTEMPTS
+        .get_ptr_mut(place)
+        .map(|attempt| unsafe { &mut *attempt })
 }
 
 /// Takes a place for the current thread, with nothing in it yet.

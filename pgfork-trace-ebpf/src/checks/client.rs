@@ -64,7 +64,11 @@ pub fn find(attempt: &mut Attempt) {
     if room > FILES && read::<u64>(bitmap + 8).unwrap_or(0) != 0 {
         attempt.valid |= valid::CLIENT_TRUNCATED;
     }
-    attempt.stash = [open >> AFTER_STANDARD_ERROR << AFTER_STANDARD_ERROR, array, 0];
+    attempt.stash = [
+        open >> AFTER_STANDARD_ERROR << AFTER_STANDARD_ERROR,
+        array,
+        0,
+    ];
     attempt.client_sock = 0;
     // The last one accepted has the highest number of those that a server opens in a row.
     // The number is part of every round: the verifier of 5.10 takes a loop whose counter is not
