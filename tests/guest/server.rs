@@ -52,6 +52,11 @@ impl Server {
         Ok(server)
     }
 
+    /// Its major version.
+    pub(crate) fn major(&self) -> u32 {
+        self.major.parse().unwrap_or(0)
+    }
+
     fn data_dir(&self) -> PathBuf {
         PathBuf::from(format!("/var/lib/postgresql/{}/main", self.major))
     }
@@ -94,8 +99,12 @@ impl Server {
 
     /// Stops it at once and starts it anew, outside of every test cgroup.
     pub(crate) fn restart(&mut self) -> Result<()> {
-        self.pg_ctl(&["-w", "-m", "immediate", "stop"])?;
-        self.launch()
+        let stopped = self.pg_ctl(&["-w", "-m", "immediate", "stop"]);
+        if Path::new(&format!("/proc/{}", self.pid)).exists() {
+            stopped?;
+        }
+        // Else the OOM killer had ended it. Its last children may be there still.
+        wait_for("the server starts again", || self.launch().ok())
     }
 
     /// The server's log so far.
