@@ -3,10 +3,11 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -34,8 +35,28 @@ struct Scenario {
     limit: &'static str,
     /// The prediction has to be exact; else within 10 % or 2 backends.
     exact: bool,
+    /// This kernel and server have the limit.
+    here: fn(&Server) -> bool,
+    /// What the server is restarted with.
+    settings: &'static [&'static str],
     /// Brings the limit close; what it returns lifts it again when dropped.
     close: fn(&Server) -> Result<Lifted>,
+}
+
+/// One whose prediction is of memory.
+const fn memory(
+    name: &'static str,
+    limit: &'static str,
+    close: fn(&Server) -> Result<Lifted>,
+) -> Scenario {
+    Scenario {
+        name,
+        limit,
+        exact: false,
+        here: |_| true,
+        settings: &[],
+        close,
+    }
 }
 
 const ALL: &[Scenario] = &[
@@ -43,49 +64,77 @@ const ALL: &[Scenario] = &[
         name: "max_connections",
         limit: "max_connections",
         exact: true,
+        here: |_| true,
+        settings: &[],
         close: |_| Ok(Lifted::default()),
     },
     Scenario {
         name: "pids_leaf",
         limit: "pids_cgroup_max",
         exact: true,
+        here: |_| true,
+        settings: &[],
         close: |server| pids(server, true),
     },
     Scenario {
         name: "pids_ancestor",
         limit: "pids_cgroup_max",
         exact: true,
+        here: |_| true,
+        settings: &[],
         close: |server| pids(server, false),
     },
     Scenario {
         name: "rlimit_nproc",
         limit: "rlimit_nproc",
         exact: true,
+        here: |_| true,
+        settings: &[],
         close: nproc,
     },
     Scenario {
         name: "threads_max",
         limit: "threads_max",
         exact: true,
+        here: |_| true,
+        settings: &[],
         close: threads_max,
     },
     Scenario {
         name: "pid_max",
         limit: "pid_space_exhausted",
         exact: true,
+        here: |_| true,
+        settings: &[],
         close: pid_max,
     },
     Scenario {
-        name: "commit_limit",
-        limit: "commit_limit",
-        exact: false,
-        close: commit_limit,
+        name: "reserved_connections",
+        limit: "max_connections",
+        exact: true,
+        here: |server| server.major_number() >= 16,
+        settings: &[
+            "alter system set reserved_connections = 7",
+            "alter system set max_connections = 40",
+        ],
+        close: |_| Ok(Lifted::default()),
+    },
+    memory("commit_limit", "commit_limit", commit_limit),
+    memory("memory_max", "memcg_oom_kill", |_| memory_max(false)),
+    memory("memory_ancestor", "memcg_oom_kill", |_| memory_max(true)),
+    memory("memory_no_victim", "memcg_no_victim", no_victim),
+    Scenario {
+        here: |_| memory_is_v1(),
+        ..memory(
+            "memory_oom_kill_off",
+            "memcg_oom_kill_disabled",
+            oom_kill_off,
+        )
     },
     Scenario {
-        name: "memory_max",
-        limit: "memcg_oom_kill",
-        exact: false,
-        close: memory_max,
+        // From 5.16 on such a limit has no effect.
+        here: |_| memory_is_v1() && kernel_memory_has_a_limit(),
+        ..memory("kernel_memory_v1", "memcg_kmem_limit_v1", kernel_memory)
     },
 ];
 
@@ -97,17 +146,23 @@ pub(crate) fn run(names: &[String]) -> Result<usize> {
         .collect();
     crate::plan(chosen.len());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let memory = memory_cgroup()?;
     // Memory stays charged where it was used first: programs and files to the root by this start,
     // so that the server's cgroup does not spend its last room on reading them again; the
     // server's own memory to its cgroup by the next.
     let mut server = Server::start().context("cannot start PostgreSQL")?;
-    fs::write(memory.join("cgroup.procs"), "0")?;
-    server.restart()?;
-    let _ = fs::write(root_of("memory").join("cgroup.procs"), "0");
+    restart(&mut server)?;
     server.query(&format!("create role {ROLE} login"))?;
     let mut failed = 0;
     for scenario in chosen {
+        if !(scenario.here)(&server) {
+            continue;
+        }
+        for setting in scenario.settings {
+            server.query(setting)?;
+        }
+        if !scenario.settings.is_empty() {
+            restart(&mut server)?;
+        }
         let outcome = server.settle().and_then(|()| one(&server, scenario));
         let report = match &outcome {
             Ok(report) => report.clone(),
@@ -125,12 +180,24 @@ pub(crate) fn run(names: &[String]) -> Result<usize> {
             scenario.name,
             if right { "ok" } else { "FAILED" }
         );
-        if scenario.limit == "memcg_oom_kill" {
-            // The OOM killer has ended something: all backends go with it.
-            let _ = server.restart();
+        if !scenario.settings.is_empty() {
+            server.query("alter system reset all")?;
+        }
+        if scenario.limit.starts_with("memcg") || !scenario.settings.is_empty() {
+            // The OOM killer has ended something, and all backends go with it; or nothing may be
+            // ended.
+            restart(&mut server)?;
         }
     }
     Ok(failed)
+}
+
+/// In its memory cgroup.
+fn restart(server: &mut Server) -> Result<()> {
+    fs::write(memory_cgroup()?.join("cgroup.procs"), "0")?;
+    let restarted = server.restart();
+    let _ = fs::write(root_of("memory").join("cgroup.procs"), "0");
+    restarted
 }
 
 fn one(server: &Server, scenario: &Scenario) -> Result<String> {
@@ -139,13 +206,13 @@ fn one(server: &Server, scenario: &Scenario) -> Result<String> {
         sessions.push(Session::open().context("before any limit is close")?);
     }
     let lifted = (scenario.close)(server)?;
-    let killed = oom_kills();
+    let before = out_of_memory();
     let (predicted, first) = predict(scenario.limit)?;
     let mut real = 0;
     let why = loop {
         ensure!(real < MOST, "{MOST} connections and none refused");
-        match Session::open() {
-            Ok(_) if oom_kills() > killed => break "a process was killed".to_owned(),
+        match Session::open_unless(|| out_of_memory() != before) {
+            Ok(_) if out_of_memory() != before => break "out of memory".to_owned(),
             Ok(session) => sessions.push(session),
             Err(error) => break format!("{error:#}"),
         }
@@ -208,8 +275,15 @@ struct Session(#[expect(dead_code, reason = "held open")] UnixStream);
 impl Session {
     /// Connects and waits until the server is ready for a query, or says why not.
     fn open() -> Result<Self> {
+        Self::open_unless(|| false)
+    }
+
+    /// The same, until `stop`: where nothing may be killed, a server without memory waits for ever.
+    fn open_unless(stop: impl Fn() -> bool) -> Result<Self> {
         let mut stream = UnixStream::connect("/var/run/postgresql/.s.PGSQL.5432")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        // To be interrupted by `stop`.
+        stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let started = Instant::now();
         let mut packet = vec![0, 3, 0, 0];
         for word in ["user", ROLE, "database", "postgres", ""] {
             packet.extend(word.bytes());
@@ -220,7 +294,13 @@ impl Session {
         stream.write_all(&packet)?;
         loop {
             let mut kind = [0];
-            stream.read_exact(&mut kind).context("no answer")?;
+            while let Err(error) = stream.read_exact(&mut kind) {
+                let waits = error.kind() == ErrorKind::WouldBlock && started.elapsed() < PATIENCE;
+                ensure!(!stop(), "out of memory");
+                ensure!(waits, "no answer: {error}");
+            }
+            // What has begun comes to its end.
+            stream.set_read_timeout(Some(PATIENCE))?;
             if kind == *b"E" {
                 let mut text = [0; 300];
                 let length = stream.read(&mut text)?;
@@ -237,6 +317,7 @@ impl Session {
             if kind == *b"Z" {
                 return Ok(Self(stream));
             }
+            stream.set_read_timeout(Some(Duration::from_millis(200)))?;
         }
     }
 }
@@ -375,45 +456,113 @@ fn root_of(controller: &str) -> PathBuf {
     }
 }
 
+/// An outer cgroup, and one in it that the server is in.
+fn memory_cgroups() -> Result<[PathBuf; 2]> {
+    let outer = root_of("memory").join("pgmemory");
+    let inner = outer.join("server");
+    fs::create_dir_all(&outer)?;
+    if outer.join("cgroup.subtree_control").exists() {
+        fs::write(outer.join("cgroup.subtree_control"), "+memory")?;
+    }
+    // v1 before 5.11: else a parent does not count what is below it.
+    if !inner.exists() && outer.join("memory.use_hierarchy").exists() {
+        fs::write(outer.join("memory.use_hierarchy"), "1")?;
+    }
+    fs::create_dir_all(&inner)?;
+    Ok([outer, inner])
+}
+
 fn memory_cgroup() -> Result<PathBuf> {
-    let cgroup = root_of("memory").join("pgmemory");
-    fs::create_dir_all(&cgroup)?;
-    Ok(cgroup)
+    let [_, inner] = memory_cgroups()?;
+    Ok(inner)
 }
 
-fn memory_files() -> Result<(PathBuf, PathBuf)> {
-    let cgroup = memory_cgroup()?;
-    let [max, current] = if cgroup.join("memory.max").exists() {
-        ["memory.max", "memory.current"]
+fn memory_is_v1() -> bool {
+    root_of("memory").ends_with("memory")
+}
+
+fn kernel_memory_has_a_limit() -> bool {
+    fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|it| it.starts_with("5.10."))
+}
+
+/// Leaves room for about so much above what is in use.
+fn limit(cgroup: &Path, v1: &str, v2: &str, room: u64) -> Result<Lifted> {
+    let [max, current, none] = if memory_is_v1() {
+        [
+            format!("{v1}.limit_in_bytes"),
+            format!("{v1}.usage_in_bytes"),
+            "-1".to_owned(),
+        ]
     } else {
-        ["memory.limit_in_bytes", "memory.usage_in_bytes"]
+        [
+            format!("{v2}.max"),
+            format!("{v2}.current"),
+            "max".to_owned(),
+        ]
     };
-    Ok((cgroup.join(max), cgroup.join(current)))
-}
-
-fn memory_max(_: &Server) -> Result<Lifted> {
-    const BACKEND: u64 = 2 << 20;
-    let (max, current) = memory_files()?;
+    let (max, current) = (cgroup.join(max), cgroup.join(current));
     wait_for("a limit is accepted", || {
         let used = number(&current).ok()?;
-        fs::write(&max, (used + ROOM * BACKEND).to_string()).ok()
+        fs::write(&max, (used + room).to_string()).ok()
     })?;
-    let v2 = max.ends_with("memory.max");
     Ok(Lifted::by(move || {
-        let _ = fs::write(&max, if v2 { "max" } else { "-1" });
+        let _ = fs::write(&max, &none);
     }))
 }
 
-/// Times that the OOM killer has ended a process in the server's memory cgroup.
-fn oom_kills() -> u64 {
+/// Memory of a backend, about.
+const BACKEND: u64 = 2 << 20;
+
+fn memory_max(ancestor: bool) -> Result<Lifted> {
+    let [outer, inner] = memory_cgroups()?;
+    let limited = if ancestor { outer } else { inner };
+    limit(&limited, "memory", "memory", ROOM * BACKEND)
+}
+
+/// Nothing of the server may be killed; its children inherit that.
+fn no_victim(server: &Server) -> Result<Lifted> {
+    for pid in server.processes() {
+        // A process may just have ended; the postmaster has not.
+        let protected = fs::write(format!("/proc/{pid}/oom_score_adj"), "-1000");
+        if pid == server.pid {
+            protected.context("the postmaster cannot be protected")?;
+        }
+    }
+    limit(&memory_cgroup()?, "memory", "memory", ROOM * BACKEND)
+}
+
+fn oom_kill_off(_: &Server) -> Result<Lifted> {
+    let cgroup = memory_cgroup()?;
+    let switch = cgroup.join("memory.oom_control");
+    fs::write(&switch, "1").context("memory.oom_control")?;
+    let mut lifted = limit(&cgroup, "memory", "memory", ROOM * BACKEND)?;
+    lifted.actions.push(Box::new(move || {
+        let _ = fs::write(&switch, "0");
+    }));
+    Ok(lifted)
+}
+
+fn kernel_memory(_: &Server) -> Result<Lifted> {
+    const TASK: u64 = 256 << 10;
+    limit(&memory_cgroup()?, "memory.kmem", "memory", ROOM * TASK)
+}
+
+/// What the OOM killer has ended in the server's cgroup, and how often it or nobody could; or that
+/// tasks of it wait now (v1).
+fn out_of_memory() -> Vec<String> {
     let Ok(cgroup) = memory_cgroup() else {
-        return 0;
+        return Vec::new();
     };
     let text = ["memory.events", "memory.oom_control"]
         .iter()
         .find_map(|file| fs::read_to_string(cgroup.join(file)).ok())
         .unwrap_or_default();
     text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-        .unwrap_or(0)
+        .filter(|line| {
+            ["oom_kill ", "oom ", "under_oom "]
+                .iter()
+                .any(|key| line.starts_with(key))
+        })
+        .map(str::to_owned)
+        .collect()
 }

@@ -57,6 +57,11 @@ impl Server {
         &self.major
     }
 
+    /// The same as a number.
+    pub(crate) fn major_number(&self) -> u32 {
+        self.major.parse().unwrap_or(0)
+    }
+
     /// Its data directory.
     pub(crate) fn data_dir(&self) -> PathBuf {
         PathBuf::from(format!("/var/lib/postgresql/{}/main", self.major))
@@ -106,11 +111,12 @@ impl Server {
 
     /// Stops it at once and starts it anew, outside of every test cgroup.
     pub(crate) fn restart(&mut self) -> Result<()> {
-        // A scenario may have stopped it.
-        if self.data_dir().join("postmaster.pid").exists() {
-            self.pg_ctl(&["-w", "-m", "immediate", "stop"])?;
+        let stopped = self.pg_ctl(&["-w", "-m", "immediate", "stop"]);
+        if Path::new(&format!("/proc/{}", self.pid)).exists() {
+            stopped?;
         }
-        self.launch()
+        // Else a scenario or the OOM killer had ended it. Its last children may be there still.
+        wait_for("the server starts again", || self.launch().ok())
     }
 
     /// The server's log so far.

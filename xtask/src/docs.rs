@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     dist,
+    headroom::Headroom,
     matrix::{KERNELS, METHODS, Matrix, SYSCALLS},
     progress::say,
     scenarios,
@@ -19,6 +20,7 @@ use crate::{
 
 const SUPPORT: &str = "docs/kernel-support.md";
 const ATTRIBUTION: &str = "docs/attribution.md";
+const CHECK: &str = "docs/check.md";
 const VERIFIER: &str = "docs/verifier.md";
 
 /// Writes the pages.
@@ -27,7 +29,10 @@ pub(crate) fn main() -> Result<()> {
     let kernels = read(&out)?;
     write(SUPPORT, &support(&kernels))?;
     write(VERIFIER, &verifier(&kernels))?;
-    write(ATTRIBUTION, &attribution(&Matrix::load(&out)?))
+    write(ATTRIBUTION, &attribution(&Matrix::load(&out)?))?;
+    let page = fs::read_to_string(dist::workspace().join(CHECK))
+        .with_context(|| format!("cannot read {CHECK}"))?;
+    write(CHECK, &Headroom::load(&out)?.page(&page)?)
 }
 
 /// Fails where the page on kernels is not what the guests said; else sums up the verifier's work.

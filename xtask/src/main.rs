@@ -12,6 +12,7 @@ mod dist;
 mod docs;
 mod ebpf;
 mod emulator;
+mod headroom;
 mod matrix;
 mod process;
 mod progress;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     dist,
+    headroom::Headroom,
     matrix::Matrix,
     process::{check_interrupt, run},
     progress::say,
@@ -105,6 +106,14 @@ pub(crate) const MATRIX: &[Job] = &[
     job(Series::V6_12, Postgres::V17, HEADROOM),
     job(Series::V6_18, Postgres::V15, HEADROOM),
     job(Series::V7_2, Postgres::V18, HEADROOM),
+    Job {
+        cgroup: Cgroup::V1,
+        ..job(Series::V5_10, Postgres::V15, HEADROOM)
+    },
+    Job {
+        cgroup: Cgroup::V1,
+        ..job(Series::V6_1, Postgres::V15, HEADROOM)
+    },
     job(Series::V5_10, Postgres::V13, "auto"),
     job(Series::V6_12, Postgres::V17, "auto"),
     job(Series::V7_2, Postgres::V18, "auto,tracepoint"),
@@ -193,6 +202,19 @@ impl Job {
         out.join(self.name().replace(' ', "-"))
     }
 
+    /// Head of its column in the table of predictions.
+    fn column(&self) -> String {
+        let cgroup = match self.cgroup {
+            Cgroup::V1 => ", cgroup v1",
+            Cgroup::V2 => "",
+        };
+        format!(
+            "{}, PG {}{cgroup}",
+            self.kernel.name(),
+            self.postgres.major()
+        )
+    }
+
     fn name(&self) -> String {
         let cgroup = match self.cgroup {
             Cgroup::V1 => " cgroup v1",
@@ -229,6 +251,8 @@ pub(crate) struct Tally {
     table: BTreeMap<(String, String), Vec<(String, bool)>>,
     /// Causes named, by cause, kernel and method.
     pub(crate) matrix: Matrix,
+    /// What `check` predicted, by limit and guest.
+    pub(crate) headroom: Headroom,
 }
 
 /// The programs that run inside the guests.
@@ -364,6 +388,10 @@ impl Tally {
                 continue;
             }
             println!("{line}");
+            if let Some(prediction) = line.strip_prefix("headroom ") {
+                self.headroom.take(&job.column(), prediction);
+                continue;
+            }
             let Some((test, result)) = line
                 .strip_prefix("test ")
                 .and_then(|line| line.split_once(" ... "))
@@ -401,6 +429,7 @@ impl Tally {
             println!("{guest:<44} {scenario:<20} {}", results.join(", "));
         }
         print!("{}", self.matrix.text());
+        print!("{}", self.headroom.text());
     }
 }
 

@@ -77,6 +77,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let verdicts = guests(&mut tally, jobs, &programs, &out)?;
     verdicts.print();
     verdicts.matrix.save(&out)?;
+    verdicts.headroom.save(&out)?;
     if !args.quick {
         match docs::check(&out) {
             Ok(said) => tally.pass(&format!("docs/kernel-support.md is up to date; {said}")),

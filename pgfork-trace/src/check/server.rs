@@ -291,15 +291,15 @@ impl<'h> Server<'h> {
                 let own = host.own.pids_path.as_ref() == Some(&level.path);
                 tasks.saturating_sub(u64::from(own))
             }
-            // On v1 the controllers may count different processes: then those of the server alone.
-            None if chain.version == cgroup::Version::V1 => {
+            // The controllers may count different processes, on v2 where only one of them is switched
+            // on for this level: then those of the server alone.
+            None => {
                 1 + self
                     .children
                     .iter()
                     .map(|child| child.seen.threads)
                     .sum::<u64>()
             }
-            None => return None,
         };
         let tasks = tasks.max(1);
         if let Some(stat) = fixed {
