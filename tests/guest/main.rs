@@ -20,8 +20,10 @@ mod forker;
 mod headroom;
 mod limits;
 mod outage;
+mod promise;
 mod scenarios;
 mod server;
+mod together;
 mod tracer;
 
 use std::{process::ExitCode, time::Instant};
