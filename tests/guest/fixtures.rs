@@ -109,13 +109,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<usize> {
     ensure!(!chosen.is_empty(), "no such fixture here: {names:?}");
     let methods: Vec<&str> = methods.split(',').collect();
     // Beside the cases of each method: what the verifier says, and whether all is accounted for.
-    crate::plan(1 + methods.len() * (chosen.len() + 1));
+    let runs = if names.is_empty() { runs::ALL } else { &[] };
+    crate::plan(1 + methods.len() * (chosen.len() + 1 + runs.len()));
     let mut failed = usize::from(!probes());
     for method in methods {
         failed += all_by(method, &chosen)?;
-        if names.is_empty() {
-            failed += runs::all(method);
-        }
+        failed += runs::each(runs, method);
     }
     Ok(failed)
 }
