@@ -65,6 +65,7 @@ pub(crate) const ALL: &[Scenario] = &[
     usual("restart", restart),
     usual("postmasters", postmasters::postmasters),
     usual("half_attached", postmasters::half_attached),
+    usual("restart_refused", crate::outage::restart_refused),
     usual("killed", killed),
     usual("outage_commit", crate::outage::commit),
     usual("outage_pids", crate::outage::pids),
