@@ -120,6 +120,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         refusals: 0,
         until: options.plan.until,
         lost_seen: 0,
+        before_fork: Vec::new(),
         attached: Instant::now(),
     };
     trace.watch_all(&targets)?;
@@ -180,6 +181,8 @@ struct Trace<'a> {
     refusals: u64,
     until: Option<u64>,
     lost_seen: u64,
+    /// To be said: where not all that answers `fork()` is seen.
+    before_fork: Vec<Line>,
     attached: Instant,
 }
 
@@ -211,7 +214,7 @@ impl Trace<'_> {
         for target in targets {
             let pid = target.pid();
             let postmaster = matches!(target, postgres::Target::Postmaster(_));
-            match self.capture.watch(pid, postmaster) {
+            match self.follow(pid, postmaster) {
                 Ok(()) => self.watchlist.add(&self.root, target),
                 Err(error) if self.watchlist.is_named(pid) => return Err(error),
                 Err(error) => failed = Some(error),
@@ -221,6 +224,20 @@ impl Trace<'_> {
             Some(error) if self.watchlist.alive().next().is_none() => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Follows the forks of a process; notes where what answers before the kernel's fork path
+    /// does is not seen.
+    fn follow(&mut self, pid: u32, postmaster: bool) -> Result<(), CaptureError> {
+        if let Some(error) = self.capture.watch(pid, postmaster)? {
+            self.before_fork.push(Notice::line(
+                "before_fork_not_seen",
+                format!(
+                    "a seccomp filter, a tracer or syscall user dispatch that refuses fork() of process {pid} before the kernel's fork path is reached would not be seen: {error}"
+                ),
+            ));
+        }
+        Ok(())
     }
 
     fn begin(
@@ -240,7 +257,7 @@ impl Trace<'_> {
         if let Some(hidden) = hidden {
             self.emit(&Notice::line("proc_hidden", hidden))?;
         }
-        if let Err(error) = privileges::drop_capabilities(self.capture.opens_probes()) {
+        if let Err(error) = privileges::drop_capabilities() {
             self.emit(&Notice::line(
                 "capabilities_kept",
                 format!("capabilities could not be dropped: {error}"),
@@ -454,11 +471,16 @@ impl Trace<'_> {
     }
 
     fn look_again(&mut self) -> Result<(), Closed> {
-        if !self.watchlist.has_candidates() {
-            return Ok(());
+        if self.watchlist.has_candidates() {
+            self.look_at_candidates()?;
         }
+        let before_fork = std::mem::take(&mut self.before_fork);
+        self.emit_all(&before_fork)
+    }
+
+    fn look_at_candidates(&mut self) -> Result<(), Closed> {
         for Found::New { pid, previous } in self.watchlist.look_again(&self.root, Instant::now()) {
-            if let Err(error) = self.capture.watch(pid, true) {
+            if let Err(error) = self.follow(pid, true) {
                 self.watchlist.discard(pid);
                 self.emit(&Notice::line("not_watched", error.to_string()))?;
                 continue;
