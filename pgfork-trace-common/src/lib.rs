@@ -785,7 +785,7 @@ const _: () = {
     assert!(size_of::<PidnsLevel>() == 16);
     assert!(size_of::<MemcgSeen>() == 64);
     assert!(size_of::<Client>() == 28);
-    assert!(size_of::<Attempt>() == 976);
+    assert!(size_of::<Attempt>() == 984);
     assert!(size_of::<MemoryRefusal>() == 168);
     assert!(size_of::<OomKill>() == 80);
     assert!(size_of::<Sigkill>() == 56);
