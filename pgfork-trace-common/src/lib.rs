@@ -17,6 +17,8 @@ pub const MAX_PIDS_LEVELS: usize = 16;
 pub const MAX_PIDNS_LEVELS: usize = 4;
 /// Generations between a watched process and a descendant of it that is found.
 pub const MAX_GENERATIONS: usize = 4;
+/// Most perf events of a context that are looked at.
+pub const MAX_PERF_EVENTS: usize = 16;
 /// Deepest nesting of user namespaces whose process counts are read.
 pub const MAX_NPROC_LEVELS: usize = 4;
 /// Buckets of the fork time histogram: eight for each power of two nanoseconds.
@@ -442,6 +444,11 @@ pub struct State {
     pub pending_signals: u32,
     /// Nonzero when an OOM killer chose this process (`signal_struct.oom_mm`).
     pub oom_victim: u32,
+    /// Perf events on the task that its children inherit, of the first [`MAX_PERF_EVENTS`] in each
+    /// of its contexts; 0 also where they were not read.
+    pub perf_events: u32,
+    /// Nonzero when syscall user dispatch is on (5.11 and later); 0 also where that was not read.
+    pub user_dispatch: u32,
 }
 
 /// One fork, clone, clone3 or vfork of a watched process, and, when it was
@@ -774,11 +781,11 @@ const _: () = {
     assert!(size_of::<Overcommit>() == 32);
     assert!(size_of::<PidsLevel>() == 24);
     assert!(size_of::<NprocLevel>() == 24);
-    assert!(size_of::<State>() == 80);
+    assert!(size_of::<State>() == 88);
     assert!(size_of::<PidnsLevel>() == 16);
     assert!(size_of::<MemcgSeen>() == 64);
     assert!(size_of::<Client>() == 28);
-    assert!(size_of::<Attempt>() == 976);
+    assert!(size_of::<Attempt>() == 984);
     assert!(size_of::<MemoryRefusal>() == 168);
     assert!(size_of::<OomKill>() == 80);
     assert!(size_of::<Sigkill>() == 56);

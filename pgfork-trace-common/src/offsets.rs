@@ -108,6 +108,20 @@ offsets! {
     task_comm: "task_struct", "comm";
     /// `task_struct.ptrace`
     task_ptrace: "task_struct", "ptrace";
+    /// `task_struct.perf_event_ctxp`: two pointers before 6.2, one since
+    task_perf_contexts: "task_struct", "perf_event_ctxp";
+    /// `task_struct.perf_event_mutex`: right behind them
+    task_perf_mutex: "task_struct", "perf_event_mutex";
+    /// `perf_event_context.event_list`
+    perf_event_list: "perf_event_context", "event_list";
+    /// `perf_event.event_entry`
+    perf_event_entry: "perf_event", "event_entry";
+    /// `perf_event.attr`
+    perf_event_attr: "perf_event", "attr";
+    /// `task_struct.syscall_dispatch.selector` (5.11 and later)
+    task_dispatch_selector: "task_struct", "syscall_dispatch.selector";
+    /// `task_struct.syscall_dispatch.len` (5.11 and later)
+    task_dispatch_len: "task_struct", "syscall_dispatch.len";
     /// `task_struct.files`
     task_files: "task_struct", "files";
     /// `signal_struct.live`

@@ -24,6 +24,8 @@ impl Outcome {
             None if visible => Self::Missed,
             None => Self::NotVisible,
             Some(said) if said == cause => Self::Right,
+            // A method that cannot see what refused may say that it does not know.
+            Some("unknown") if !visible => Self::NotVisible,
             Some("unknown") => Self::Open,
             Some(_) => Self::Wrong,
         }

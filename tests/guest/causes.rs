@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use crate::{
     fixtures::numbers::{self, namespace},
-    limits::{Cgroups, Restored, number, set_sysctl, sysctl},
+    limits::{self, Cgroups, Restored, number, set_sysctl, sysctl},
+    perf::kernel_breakpoint,
     scenarios::{
         EAGAIN, certainty, check_common, expect_eq, first, refuse_by, refuse_one, tasks_now,
     },
@@ -157,6 +158,32 @@ pub(crate) fn sched_deadline(server: &mut Server, method: &str) -> Result<()> {
         certainty(method, false),
     )?;
     numbers::deadline(first(&said)?)?;
+    server.connect().context("after the remedy")
+}
+
+/// Root measures the postmaster by an event that the postmaster itself may not open, and that its
+/// children inherit.
+pub(crate) fn perf_inherit(server: &mut Server, method: &str) -> Result<()> {
+    let event = kernel_breakpoint(i32::try_from(server.pid)?)?;
+    let said = refuse_one(
+        server,
+        "perf_inherit_failed",
+        method,
+        "Operation not permitted",
+    );
+    drop(event);
+    let said = said?;
+    let refusal = first(&said)?;
+    // 5.10 has no hook there.
+    let hooked = !fs::read_to_string("/proc/sys/kernel/osrelease")?.starts_with("5.10.");
+    check_common(
+        server,
+        refusal,
+        "EPERM",
+        "perf_inherit_failed",
+        certainty(method, !hooked),
+    )?;
+    expect_eq!(refusal["evidence"]["process"]["perf_events"], 1, "events");
     server.connect().context("after the remedy")
 }
 

@@ -13,7 +13,7 @@ use crate::{
     tracer::{Said, Tracer, is_tracepoint},
 };
 
-const ALL: &[&str] = &["--all-children"];
+pub(crate) const ALL: &[&str] = &["--all-children"];
 const MIB: u64 = 1 << 20;
 
 /// Everything is attached, nothing is refused, and nothing is reported.
@@ -41,13 +41,13 @@ pub(crate) fn control_all(server: &mut Server, method: &str) -> Result<()> {
 }
 
 /// A running backend and its client.
-struct Backend {
+pub(crate) struct Backend {
     client: RunningClient,
-    pid: u32,
+    pub(crate) pid: u32,
 }
 
 impl Backend {
-    fn start(server: &Server) -> Result<Self> {
+    pub(crate) fn start(server: &Server) -> Result<Self> {
         let client = RunningClient::start()?;
         let pid = wait_for("the backend", || {
             server.processes().into_iter().find(|pid| {
@@ -234,43 +234,105 @@ pub(crate) fn killed(server: &mut Server, method: &str) -> Result<()> {
     server.wait_until_ready()
 }
 
-/// A backend's child is refused: `COPY ... TO PROGRAM` forks a shell.
-pub(crate) fn copy_program(server: &mut Server, method: &str) -> Result<()> {
+/// Leaves room for `more` tasks, and collects what is said until the server's log has one more
+/// line with `refused`.
+fn with_room_for(
+    server: &Server,
+    (name, method): (&str, &str),
+    more: u64,
+    refused: &str,
+    act: impl FnOnce() -> Result<()>,
+) -> Result<Said> {
     let cgroups = Cgroups::make()?;
-    let mut backend = Backend::start(server)?;
     server.enter(&cgroups.inner)?;
-    let tracer = Tracer::start("copy_program", method, ALL)?;
-    let refused = "could not execute command \"cat > /dev/null\"";
+    let tracer = Tracer::start(name, method, ALL)?;
     let refusals = || server.log().matches(refused).count();
     let before = refusals();
-    fs::write(
-        cgroups.inner.join("pids.max"),
-        number(cgroups.inner.join("pids.current"))?.to_string(),
-    )?;
-    backend
-        .client
-        .say("copy (select 1) to program 'cat > /dev/null';")?;
+    let tasks = number(cgroups.inner.join("pids.current"))?;
+    fs::write(cgroups.inner.join("pids.max"), (tasks + more).to_string())?;
+    act()?;
     wait_for("the server logs the refusal", || {
         (refusals() > before).then_some(())
     })?;
     cgroups.open()?;
-    let said = tracer.stop()?;
+    tracer.stop()
+}
+
+/// The refusal of a child of the server's: what it says of the child is given back.
+fn refused_child(
+    server: &Server,
+    said: &Said,
+    is_it: impl Fn(&Value) -> bool,
+) -> Result<Option<Value>> {
     let refusal = said
         .of("refusal")
         .into_iter()
-        .find(|refusal| refusal["process"]["pid"] == backend.pid);
-    attribution::report(
-        "pids_cgroup_max",
-        said.method(),
-        refusal,
-        sees_forks(method),
-    );
-    if let Some(refusal) = refusal {
-        expect_eq!(refusal["cause"], "pids_cgroup_max", "cause");
-        expect_eq!(refusal["postmaster"]["pid"], server.pid, "whose");
-        expect_eq!(refusal["errno"]["name"], "EAGAIN", "errno");
-    } else {
-        ensure!(!sees_forks(method), "nothing was reported");
+        .find(|refusal| is_it(&refusal["process"]));
+    let visible = sees_forks(said.method());
+    attribution::report("pids_cgroup_max", said.method(), refusal, visible);
+    let Some(refusal) = refusal else {
+        ensure!(!visible, "nothing was reported");
+        return Ok(None);
+    };
+    expect_eq!(refusal["cause"], "pids_cgroup_max", "cause");
+    expect_eq!(refusal["postmaster"]["pid"], server.pid, "whose");
+    expect_eq!(refusal["errno"]["name"], "EAGAIN", "errno");
+    Ok(Some(refusal["process"].clone()))
+}
+
+/// A backend is refused the shell that `COPY ... TO PROGRAM` wants, and then that shell a child.
+pub(crate) fn copy_program(server: &mut Server, method: &str) -> Result<()> {
+    let mut backend = Backend::start(server)?;
+    let pid = backend.pid;
+    let named = ("copy_program", method);
+    let no_shell = "could not execute command \"cat > /dev/null\"";
+    let said = with_room_for(server, named, 0, no_shell, || {
+        let copy = "copy (select 1) to program 'cat > /dev/null';";
+        backend.client.say(copy)
+    })?;
+    if let Some(process) = refused_child(server, &said, |process| process["pid"] == pid)? {
+        expect_eq!(process["comm"], "postgres", "comm");
+        expect_eq!(process["role"], "client_backend", "role");
+        let title = process["title"].as_str().unwrap_or_default();
+        ensure!(title.contains("[local]"), "title: {title}");
+    }
+    let program = "cat > /dev/null; cat > /dev/null; true";
+    let no_child = format!("program \"{program}\" failed");
+    let said = with_room_for(server, named, 1, &no_child, || {
+        let copy = format!("copy (select 1) to program '{program}';");
+        backend.client.say(&copy)
+    })?;
+    if let Some(process) = refused_child(server, &said, |process| process["comm"] == "sh")? {
+        expect_eq!(process["role"], "program", "role");
+        let job = process["job"].as_str().unwrap_or_default();
+        ensure!(job.contains("COPY"), "job: {job}");
+    }
+    Ok(())
+}
+
+/// The shell of `archive_command` is refused a child.
+pub(crate) fn archive_command(server: &mut Server, method: &str) -> Result<()> {
+    let command = "cat %p > /dev/null; cat %p > /dev/null; true";
+    server.query("alter system set archive_mode = on")?;
+    server.query(&format!("alter system set archive_command = '{command}'"))?;
+    server.restart()?;
+    let outcome = archiver_refused(server, method);
+    server.query("alter system reset all")?;
+    server.restart()?;
+    outcome
+}
+
+fn archiver_refused(server: &Server, method: &str) -> Result<()> {
+    let mut backend = Backend::start(server)?;
+    let named = ("archive_command", method);
+    let said = with_room_for(server, named, 1, "archive command failed", || {
+        let client = &mut backend.client;
+        client.say("create table pgtest_wal (); drop table pgtest_wal;")?;
+        client.say("select pg_switch_wal();")
+    })?;
+    if let Some(process) = refused_child(server, &said, |process| process["comm"] == "sh")? {
+        expect_eq!(process["role"], "program", "role");
+        expect_eq!(process["job"], "archive_command", "job");
     }
     Ok(())
 }

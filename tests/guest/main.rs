@@ -18,8 +18,11 @@ mod demo;
 mod fixtures;
 mod forker;
 mod headroom;
+mod kills;
 mod limits;
 mod outage;
+#[path = "../fixture/perf.rs"]
+mod perf;
 mod postmasters;
 mod promise;
 mod scenarios;

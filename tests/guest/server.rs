@@ -159,6 +159,13 @@ impl Server {
         wait_for("the server starts again", || self.launch().ok())
     }
 
+    /// Starts it after its postmaster was killed, when the rest of it has ended.
+    pub(crate) fn start_again(&mut self) -> Result<()> {
+        wait_for("the server takes its data directory again", || {
+            self.launch().ok()
+        })
+    }
+
     /// The server's log so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(LOG).unwrap_or_default()

@@ -1,11 +1,11 @@
 //! The attempt itself: `kernel_clone`, or `fork` of the process's C library.
 
-use pgfork_trace_common::{Attempt, source, valid};
+use pgfork_trace_common::{Attempt, MAX_PERF_EVENTS, source, valid};
 
 use crate::{
     attempt,
     checks::{pid, pids, rlimit},
-    kernel::{self, offset, read_at},
+    kernel::{self, offset, read, read_at},
 };
 
 /// `kernel_clone` was entered with its `struct kernel_clone_args`.
@@ -115,6 +115,12 @@ fn task_state(attempt: &mut Attempt, task: u64) {
         attempt.state.ptrace = ptrace;
         attempt.valid |= valid::PTRACE;
     }
+    if let Some(selector) = read_at::<u64>(task, offset!(task_dispatch_selector))
+        && let Some(length) = read_at::<u64>(task, offset!(task_dispatch_len))
+    {
+        attempt.state.user_dispatch = (selector | length != 0) as u32;
+    }
+    attempt.state.perf_events = inherited_events(task);
     signals(attempt, task);
 }
 
@@ -136,6 +142,55 @@ fn signals(attempt: &mut Attempt, task: u64) {
         attempt.state.oom_victim = (oom_mm != 0) as u32;
         attempt.valid |= valid::OOM_VICTIM;
     }
+}
+
+/// Events on the task itself that its children inherit (kernel/events/core.c
+/// `inherit_task_group`, 5.10 to 7.2). The probes of this program are events too; they are not.
+#[inline(never)]
+fn inherited_events(task: u64) -> u32 {
+    let (Some(first), Some(end)) = (offset!(task_perf_contexts), offset!(task_perf_mutex)) else {
+        return 0;
+    };
+    let mut count = 0;
+    for slot in 0..2 {
+        let place = first + 8 * slot;
+        if place < end
+            && let Some(context) = read_at::<u64>(task, Some(place))
+        {
+            count += inherited_in(context);
+        }
+    }
+    count
+}
+
+#[inline(always)]
+fn inherited_in(context: u64) -> u32 {
+    /// `perf_event_attr.inherit` and the 64 bits that it is in (include/uapi/linux/perf_event.h).
+    const INHERIT: u64 = 1 << 1;
+    const FLAGS: u64 = 40;
+    let (Some(list), Some(link), Some(attributes)) = (
+        offset!(perf_event_list),
+        offset!(perf_event_entry),
+        offset!(perf_event_attr),
+    ) else {
+        return 0;
+    };
+    if context == 0 {
+        return 0;
+    }
+    let head = context + list;
+    let mut entry = read::<u64>(head).unwrap_or(0);
+    let mut count = 0;
+    for _ in 0..MAX_PERF_EVENTS {
+        if entry == 0 || entry == head {
+            break;
+        }
+        let event = entry - link;
+        let flags = read::<u64>(event + attributes + FLAGS).unwrap_or(0);
+        count += (flags & INHERIT != 0) as u32;
+        entry = read(entry).unwrap_or(0);
+    }
+    count
 }
 
 #[inline(always)]

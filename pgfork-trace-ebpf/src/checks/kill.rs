@@ -10,6 +10,8 @@ use crate::{
 
 /// `SIGKILL` (include/uapi/asm-generic/signal.h).
 const SIGKILL: u64 = 9;
+/// `TRACE_SIGNAL_DELIVERED` (include/trace/events/signal.h).
+const DELIVERED: u32 = 0;
 /// `SEND_SIG_PRIV` (include/linux/signal_types.h): sent by the kernel itself.
 const SEND_SIG_PRIV: u64 = 1;
 
@@ -113,10 +115,12 @@ fn victim(kill: &mut OomKill, task: u64) {
     }
 }
 
-/// `signal_generate` (kernel/signal.c `__send_signal_locked`): sig, info, task, ...
+/// `signal_generate` (kernel/signal.c `__send_signal`, later `__send_signal_locked`, 5.10 to 7.2):
+/// sig, info, task, group, result. A signal that is ignored, as one to the init of a pid namespace
+/// from inside it, or that was pending already, kills nobody.
 #[inline(always)]
 pub fn signal(ctx: &RawTracePointContext) {
-    if argument(ctx, 0) as u32 as u64 != SIGKILL {
+    if argument(ctx, 0) as u32 as u64 != SIGKILL || argument(ctx, 4) as u32 != DELIVERED {
         return;
     }
     let task = argument(ctx, 2);

@@ -120,6 +120,23 @@ pub(super) struct ForkProbes {
     _return: UProbeLink,
 }
 
+/// Whether a probe on a function's return calls the kernel by a system call that a seccomp filter
+/// may answer, by killing the process: `uretprobe` (arch/x86/kernel/uprobes.c, 6.11), until filters
+/// were not asked any more (kernel/seccomp.c, 6.14; then taken over into 6.12 and 6.13).
+/// Distributions that do not give the stable release in theirs count as without it.
+pub(super) fn return_probe_meets_filters(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    match (next(), next(), next()) {
+        (6, 11, _) => true,
+        (6, 12, stable) => stable < 20,
+        (6, 13, stable) => stable < 10,
+        _ => false,
+    }
+}
+
 /// Loads the programs that watch `fork` of C libraries, unless they are.
 pub(super) fn load_fork_probes(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
     for name in [FORK_ENTRY, FORK_RETURN] {
@@ -158,4 +175,32 @@ pub(super) fn fork_probes(
     let _return = attach(FORK_RETURN)?;
     let _entry = attach(FORK_ENTRY)?;
     Ok(ForkProbes { _entry, _return })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_whose_return_probes_meet_filters() {
+        let meets = return_probe_meets_filters;
+        for release in [
+            "6.11.0-29-generic",
+            "6.12.9-amd64",
+            "6.12.0-55.el10",
+            "6.13.1",
+        ] {
+            assert!(meets(release), "{release}");
+        }
+        for release in [
+            "5.10.0-46-amd64",
+            "6.1.0-56-cloud-amd64",
+            "6.12.107+deb13-amd64",
+            "6.14.0-15-generic",
+            "7.2.12",
+            "",
+        ] {
+            assert!(!meets(release), "{release}");
+        }
+    }
 }

@@ -108,9 +108,19 @@ pub enum CaptureError {
         /// Program.
         program: String,
     },
+    /// A probe on the return of `fork` could end the process.
+    #[error(
+        "a probe at the return of fork is not set on process {pid}: on kernel {release} a seccomp filter can end the process for it; 6.12.20, 6.13.10 and 6.14 have the correction"
+    )]
+    ReturnProbe {
+        /// Process id.
+        pid: u32,
+        /// Kernel release.
+        release: String,
+    },
     /// The process's `fork` cannot be found.
     #[error(
-        "the forks of process {pid} cannot be watched by the tracepoint method: {why}; --syscalls watches them, at some cost to every process of the host"
+        "the return of fork cannot be watched in process {pid}: {why}; the tracepoint method with --syscalls watches its forks, at some cost to every process of the host"
     )]
     NoLibc {
         /// Process.

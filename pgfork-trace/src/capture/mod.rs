@@ -25,7 +25,7 @@ pub use record::Record;
 pub use verify::{Loaded, load_all};
 
 use crate::{
-    host::{Root, process},
+    host::{Root, process, sysctl},
     kernel::plan::{Group, Hook, Method, Plan, row},
     verdict::Coverage,
 };
@@ -106,15 +106,28 @@ impl Capture {
     /// Follows the forks of process `pid` (in the initial pid namespace). Of a postmaster it
     /// is also recorded whose connection a fork was for.
     ///
+    /// What answers before the kernel's fork path is reached shows at the return of the C
+    /// library's `fork` only. Where hooks watch that path and this return cannot be watched, the
+    /// reason is given back.
+    ///
     /// # Errors
     /// When the table is full or, where its C library's `fork` is what is watched, when the
     /// process has none.
-    pub fn watch(&mut self, pid: u32, postmaster: bool) -> Result<(), CaptureError> {
+    pub fn watch(
+        &mut self,
+        pid: u32,
+        postmaster: bool,
+    ) -> Result<Option<CaptureError>, CaptureError> {
         let mut watched = Watched {
             postmaster: u64::from(postmaster),
             ..Watched::default()
         };
-        let library = self.library(pid)?;
+        let hooks = self.coverage.method != Method::Tracepoint;
+        let (library, mut unseen) = match self.library(pid) {
+            Ok(library) => (library, None),
+            Err(error) if hooks => (None, Some(error)),
+            Err(error) => return Err(error),
+        };
         if let Some(library) = &library {
             watched.errno_tp_offset = library.errno_tp_offset.unwrap_or(0);
         }
@@ -131,36 +144,39 @@ impl Capture {
                 Ok(probes) => {
                     self.forks.insert(pid, probes);
                 }
-                // The fork path itself is hooked: only what answers before it is not seen.
-                Err(_) if self.coverage.method != Method::Tracepoint => {}
+                Err(error) if hooks => unseen = Some(error),
                 Err(error) => {
                     self.unwatch(pid);
                     return Err(error);
                 }
             }
         }
-        Ok(())
+        Ok(unseen)
     }
 
-    /// The C library whose `fork` is to be watched: with the tracepoint method, and where a
-    /// seccomp filter or a tracer may answer before the kernel's fork path is reached.
+    /// The C library whose `fork` is to be watched, where that does no harm.
     fn library(&mut self, pid: u32) -> Result<Option<libc_fork::Library>, CaptureError> {
         // Both would count each fork twice.
         if self.coverage.syscalls {
             return Ok(None);
         }
-        if self.coverage.method == Method::Tracepoint {
-            return libc_fork::locate(pid).map(Some);
+        let root = Root::default();
+        let release = sysctl::read_sysctl(&root, "kernel/osrelease")
+            .ok()
+            .flatten()
+            .unwrap_or_default();
+        // A filter may come later; with hooks there is less to gain than to lose.
+        let filtered = || {
+            let status = process::status(&root, pid).ok().flatten();
+            status.is_none_or(|status| status.seccomp != Some(process::Seccomp::Off))
+        };
+        if attach::return_probe_meets_filters(&release)
+            && (self.coverage.method != Method::Tracepoint || filtered())
+        {
+            return Err(CaptureError::ReturnProbe { pid, release });
         }
-        let status = process::status(&Root::default(), pid).ok().flatten();
-        let intercepted = status.is_some_and(|status| {
-            status.tracer_pid.is_some_and(|tracer| tracer != 0)
-                || status.seccomp.is_some_and(|it| it != process::Seccomp::Off)
-        });
-        if !intercepted || attach::load_fork_probes(&mut self.ebpf).is_err() {
-            return Ok(None);
-        }
-        Ok(libc_fork::locate(pid).ok())
+        attach::load_fork_probes(&mut self.ebpf)?;
+        libc_fork::locate(pid).map(Some)
     }
 
     /// Whether [`Self::watch`] finds all that it needs: right after a process has executed a
@@ -312,12 +328,6 @@ impl Capture {
         for hook in armed.hooks {
             attach::detach(&mut self.ebpf, hook.alternative);
         }
-    }
-
-    /// Whether further probes will be opened: on postmasters that start later, or by [`Self::arm`].
-    #[must_use]
-    pub fn opens_probes(&self) -> bool {
-        self.coverage.method != Method::Fexit || !self.forks.is_empty()
     }
 
     /// Exact counts of refusals, by what was seen of them.

@@ -173,9 +173,6 @@ fn entry(message: &str) -> Option<Entry> {
     };
     if let Some(path) = message.strip_prefix("cgroup: fork rejected by pids controller in ") {
         Some(Entry::PidsRejected(path.to_owned()))
-    } else if let Some(rest) = message.strip_prefix("Memory cgroup out of memory: Killed process ")
-    {
-        number(rest).map(Entry::CgroupKilled)
     } else if message.starts_with("oom-kill:") {
         match oom_log::parse(message)? {
             OomLine::Chosen(chosen) => {
@@ -183,10 +180,13 @@ fn entry(message: &str) -> Option<Entry> {
             }
             _ => None,
         }
+    } else if let Some((of_cgroup, rest)) = killed(message) {
+        number(rest).map(match of_cgroup {
+            true => Entry::CgroupKilled,
+            false => Entry::HostKilled,
+        })
     } else if message.contains("ut of memory and no killable processes") {
         Some(Entry::NothingKillable)
-    } else if let Some(rest) = message.strip_prefix("Out of memory: Killed process ") {
-        number(rest).map(Entry::HostKilled)
     } else if let Some((_, rest)) = message.split_once("__vm_enough_memory: pid: ") {
         number(rest).map(Entry::CommitRefused)
     } else if message.contains("out of memory in audit_alloc") {
@@ -209,12 +209,14 @@ impl KernelLog {
         };
         if let Some(path) = message.strip_prefix("cgroup: fork rejected by pids controller in ") {
             add(&mut self.forks_rejected, path, at);
-        } else if let Some(rest) = message.strip_prefix("Memory cgroup out of memory: Killed") {
-            add(&mut self.cgroup_oom_killed, comm(rest), at);
+        } else if let Some((of_cgroup, rest)) = killed(message) {
+            let killed = match of_cgroup {
+                true => &mut self.cgroup_oom_killed,
+                false => &mut self.oom_killed,
+            };
+            add(killed, comm(rest), at);
         } else if message.contains("ut of memory and no killable processes") {
             self.nothing_killable.add(at);
-        } else if let Some(rest) = message.strip_prefix("Out of memory: Killed") {
-            add(&mut self.oom_killed, comm(rest), at);
         } else if message.contains("not enough memory for the allocation")
             || message.contains("no enough memory for the allocation")
         {
@@ -229,7 +231,16 @@ impl KernelLog {
     }
 }
 
-/// `process 812 (postgres) total-vm:...`.
+/// Whether the OOM killer ended a process for want of memory in a cgroup, not on the host; and
+/// which (`__oom_kill_process`, mm/oom_kill.c, 5.10 to 7.2). Behind `Out of memory` there is more
+/// with vm.oom_kill_allocating_task (`out_of_memory`).
+fn killed(message: &str) -> Option<(bool, &str)> {
+    let (why, rest) = message.split_once(": Killed process ")?;
+    let of_cgroup = why == "Memory cgroup out of memory";
+    (of_cgroup || why.starts_with("Out of memory")).then_some((of_cgroup, rest))
+}
+
+/// `812 (postgres) total-vm:...`.
 fn comm(rest: &str) -> &str {
     let open = rest.find('(').map_or(0, |at| at + 1);
     let close = rest.find(") total-vm").unwrap_or(rest.len());
@@ -285,6 +296,64 @@ mod tests {
         assert_eq!(log.allocation_failed["postgres"].count, 1);
     }
 
+    /// What Debian's kernels wrote of the same: the OOM killer asked for by sysrq, a memory cgroup,
+    /// the host with vm.oom_kill_allocating_task and without, a pids cgroup, strict overcommit.
+    #[test]
+    fn records_as_they_were_written() {
+        let logs = [
+            (
+                include_str!("testdata/kmsg-5.10.txt"),
+                [126, 128, 129, 131],
+                None,
+            ),
+            (
+                include_str!("testdata/kmsg-6.1.txt"),
+                [135, 137, 138, 139],
+                Some(142),
+            ),
+            (
+                include_str!("testdata/kmsg-6.12.txt"),
+                [183, 185, 186, 187],
+                Some(190),
+            ),
+            (
+                include_str!("testdata/kmsg-6.18.txt"),
+                [176, 178, 179, 180],
+                Some(183),
+            ),
+            (
+                include_str!("testdata/kmsg-7.2.txt"),
+                [147, 149, 150, 152],
+                Some(155),
+            ),
+        ];
+        for (text, [by_sysrq, in_cgroup, allocating, largest], uncommitted) in logs {
+            let fake = FakeRoot::new();
+            fake.write("dev/kmsg", text);
+            let log = kernel_log(fake.root()).unwrap();
+            let killed: u64 = log.oom_killed.values().map(|it| it.count).sum();
+            assert_eq!(killed, 3, "{text}");
+            assert_eq!(log.oom_killed["tail"].count, 2, "{text}");
+            assert_eq!(log.cgroup_oom_killed["tail"].count, 1, "{text}");
+            assert_eq!(log.forks_rejected["/t"].count, 1, "{text}");
+            let refused = log.commit_refused.get("tail").map(|it| it.count);
+            assert_eq!(refused, uncommitted.map(|_| 1), "{text}");
+            let entries: Vec<Entry> = text
+                .lines()
+                .filter_map(|record| entry(record.split_once(';')?.1))
+                .collect();
+            let mut expected = vec![
+                Entry::HostKilled(by_sysrq),
+                Entry::CgroupKilled(in_cgroup),
+                Entry::HostKilled(allocating),
+                Entry::HostKilled(largest),
+                Entry::PidsRejected("/t".to_owned()),
+            ];
+            expected.extend(uncommitted.map(Entry::CommitRefused));
+            assert_eq!(entries, expected, "{text}");
+        }
+    }
+
     #[test]
     fn a_follower_sees_what_comes_after_it() {
         use std::io::Write as _;
@@ -334,7 +403,7 @@ mod tests {
     fn a_long_line_ends_nothing() {
         let fake = FakeRoot::new();
         let mut content = vec![b'x'; 100_000];
-        content.extend(b"\n6,1,5,-;Out of memory: Killed\n\xff\xff;\xff\n");
+        content.extend(b"\n6,1,5,-;Out of memory: Killed process 9 (a\n\xff\xff;\xff\n");
         content.extend(b"12,1,5,-;Out of memory: Killed process 3 (by a program) total-vm:1kB\n");
         fake.write("dev/kmsg", content);
         assert_eq!(kernel_log(fake.root()).unwrap().oom_killed.len(), 1);

@@ -131,9 +131,12 @@ fn try_to_meet(
         cgroup.take(child.pid())?;
     }
     let pid = child.pid();
-    capture
+    let before_fork = capture
         .watch(pid, false)
         .map_err(|error| format!("the child could not be watched: {error}"))?;
+    if let (Test::Seccomp, Some(error)) = (test, before_fork) {
+        return Err(format!("what a filter refuses is not seen here: {error}"));
+    }
     let ret = child.fork();
     let attempt = match ret {
         // Not refused: there is nothing to wait for.

@@ -211,7 +211,7 @@ impl Trace<'_> {
         }
         let pid = target.pid();
         let is_postmaster = matches!(target, Target::Postmaster(_));
-        if let Err(error) = self.capture.watch(pid, is_postmaster) {
+        if let Err(error) = self.follow(pid, is_postmaster) {
             let said = self.comms.could_not_be(target);
             return said.then(|| Notice::line("not_watched", error.to_string()));
         }

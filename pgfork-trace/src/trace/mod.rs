@@ -121,6 +121,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         refusals: 0,
         until: options.plan.until,
         lost_seen: 0,
+        before_fork: Vec::new(),
         attached: Instant::now(),
     };
     trace.watch_all(&targets)?;
@@ -185,6 +186,8 @@ struct Trace<'a> {
     refusals: u64,
     until: Option<u64>,
     lost_seen: u64,
+    /// To be said: where not all that answers `fork()` is seen.
+    before_fork: Vec<Line>,
     attached: Instant,
 }
 
@@ -216,7 +219,7 @@ impl Trace<'_> {
         for target in targets {
             let pid = target.pid();
             let postmaster = matches!(target, postgres::Target::Postmaster(_));
-            match self.capture.watch(pid, postmaster) {
+            match self.follow(pid, postmaster) {
                 Ok(()) => self.watchlist.add(&self.root, target),
                 Err(error) if self.watchlist.is_named(pid) => return Err(error),
                 Err(error) => failed = Some(error),
@@ -226,6 +229,20 @@ impl Trace<'_> {
             Some(error) if self.watchlist.alive().next().is_none() => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Follows the forks of a process; notes where what answers before the kernel's fork path
+    /// does is not seen.
+    fn follow(&mut self, pid: u32, postmaster: bool) -> Result<(), CaptureError> {
+        if let Some(error) = self.capture.watch(pid, postmaster)? {
+            self.before_fork.push(Notice::line(
+                "before_fork_not_seen",
+                format!(
+                    "a seccomp filter, a tracer or syscall user dispatch that refuses fork() of process {pid} before the kernel's fork path is reached would not be seen: {error}"
+                ),
+            ));
+        }
+        Ok(())
     }
 
     fn begin(
@@ -245,7 +262,7 @@ impl Trace<'_> {
         if let Some(hidden) = hidden {
             self.emit(&Notice::line("proc_hidden", hidden))?;
         }
-        if let Err(error) = privileges::drop_capabilities(self.capture.opens_probes()) {
+        if let Err(error) = privileges::drop_capabilities() {
             self.emit(&Notice::line(
                 "capabilities_kept",
                 format!("capabilities could not be dropped: {error}"),

@@ -8,13 +8,15 @@ use crate::host::capability;
 const VERSION: u32 = 0x2008_0522;
 
 /// Kept: reading other processes' files in /proc (`CAP_DAC_READ_SEARCH`, `CAP_SYS_PTRACE`), kernel
-/// addresses (`CAP_SYSLOG`), maps, and probes on postmasters that start later (`CAP_BPF`, `CAP_PERFMON`).
-const KEPT: [u32; 5] = [
+/// addresses (`CAP_SYSLOG`), maps, and probes on postmasters that start later (`CAP_BPF`,
+/// `CAP_PERFMON`; Debian's kernels, and not only those, ask for `CAP_SYS_ADMIN` then).
+const KEPT: [u32; 6] = [
     capability::DAC_READ_SEARCH,
     capability::SYS_PTRACE,
     capability::SYSLOG,
     capability::PERFMON,
     capability::BPF,
+    capability::SYS_ADMIN,
 ];
 
 #[repr(C)]
@@ -33,12 +35,9 @@ struct Data {
 
 /// Keeps the capabilities that watching needs and drops the rest, for good.
 ///
-/// `opens_probes`: further probes will be opened. Debian's kernels ask for `CAP_SYS_ADMIN` then
-/// (kernel.perf_event_paranoid = 3), whatever `CAP_PERFMON` says.
-///
 /// # Errors
 /// What the system said; watching is possible all the same.
-pub(super) fn drop_capabilities(opens_probes: bool) -> io::Result<()> {
+pub(super) fn drop_capabilities() -> io::Result<()> {
     // SAFETY: takes numbers only.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(io::Error::last_os_error());
@@ -52,14 +51,8 @@ pub(super) fn drop_capabilities(opens_probes: bool) -> io::Result<()> {
     if unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let has = |bit: u32| data[bit as usize / 32].permitted >> (bit % 32) & 1 == 1;
-    // Without CAP_BPF and CAP_PERFMON it is CAP_SYS_ADMIN that stands for them.
-    let stands_in = opens_probes || !(has(capability::BPF) && has(capability::PERFMON));
     let mut kept = [0u32; 2];
-    for bit in KEPT
-        .into_iter()
-        .chain(stands_in.then_some(capability::SYS_ADMIN))
-    {
+    for bit in KEPT {
         kept[bit as usize / 32] |= 1 << (bit % 32);
     }
     for (data, kept) in data.iter_mut().zip(kept) {

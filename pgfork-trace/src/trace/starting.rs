@@ -25,9 +25,14 @@ impl Trace<'_> {
 
     /// Looks at the processes that may become postmasters.
     pub(super) fn look_again(&mut self) -> Result<(), Closed> {
-        if !self.watchlist.has_candidates() {
-            return Ok(());
+        if self.watchlist.has_candidates() {
+            self.look_at_candidates()?;
         }
+        let before_fork = std::mem::take(&mut self.before_fork);
+        self.emit_all(&before_fork)
+    }
+
+    fn look_at_candidates(&mut self) -> Result<(), Closed> {
         let now = Instant::now();
         let looked = self.watchlist.look_again(&self.root, now);
         for pid in looked.dropped {
@@ -67,7 +72,7 @@ impl Trace<'_> {
             followed,
         } = found;
         // One that is followed may have ended already.
-        if let Err(error) = self.capture.watch(pid, true)
+        if let Err(error) = self.follow(pid, true)
             && !followed
         {
             self.watchlist.discard(pid);

@@ -260,6 +260,12 @@ pub struct ProcessEvidence {
     /// A tracer is attached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traced: Option<bool>,
+    /// System calls are dispatched to a handler of its own (`PR_SET_SYSCALL_USER_DISPATCH`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub user_dispatch: bool,
+    /// Perf events that are open on the process and that its children inherit, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perf_events: Option<u32>,
     /// -1000: the OOM killer may not kill it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
@@ -439,6 +445,8 @@ fn process(attempt: &Attempt, facts: &Facts) -> Option<ProcessEvidence> {
         reset_on_fork: facts.reset_on_fork,
         seccomp_mode: read(valid::SECCOMP).then_some(state.seccomp_mode),
         traced: read(valid::PTRACE).then_some(state.ptrace != 0),
+        user_dispatch: state.user_dispatch != 0,
+        perf_events: (state.perf_events != 0).then_some(state.perf_events),
         oom_score_adj: read(valid::OOM_SCORE_ADJ).then_some(state.oom_score_adj),
         security_modules: facts.security_modules.clone(),
         sched_ext: facts.sched_ext,

@@ -320,6 +320,14 @@ fn the_layout_follows_the_kernels_history() {
             ("pid_namespace", "pid_max"),
             [true, true, true, false, false],
         ),
+        (
+            ("task_struct", "syscall_dispatch.selector"),
+            [true, false, false, false, false],
+        ),
+        (
+            ("task_struct", "syscall_dispatch.len"),
+            [true, false, false, false, false],
+        ),
         // Debian builds 6.12 and later without the memory controller of cgroup v1.
         (("mem_cgroup", "kmem.usage"), UNTIL_6_1),
         (("mem_cgroup", "kmem.max"), UNTIL_6_1),

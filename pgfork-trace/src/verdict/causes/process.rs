@@ -53,7 +53,7 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         errno: "any",
         function: "syscall_trace_enter",
         evidence: "Deduced: fork() of the C library failed, kernel_clone was hooked and not entered, the process has no \
-                   seccomp filter, and a tracer is attached (or nothing else stands before the kernel's fork path).",
+                   seccomp filter, and a tracer is attached or syscall user dispatch is on.",
         meaning: "A debugger or sandbox that is attached to the process takes its system calls and answers them \
                   itself. What it answered is its own decision.",
         remedy: "Detach the tracer.",
@@ -67,7 +67,7 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         function: "security_task_alloc",
         evidence: "Observed: security_task_alloc returned the error. Deduced with ENOMEM, which want of memory for the \
                    module's data gives as well.",
-        meaning: "A security module of the kernel (SELinux, TOMOYO, a BPF program) does not allow the process to make \
+        meaning: "A security module of the kernel (SELinux, a BPF program) does not allow the process to make \
                   another. The rule is its administrator's; no limit is reached.",
         remedy: "Look in the audit log for the denial, and change the module's policy.",
         verify: "ausearch -m avc,user_avc -ts recent; cat /sys/kernel/security/lsm",
@@ -90,8 +90,10 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         title: "inherited perf events could not be set up",
         errno: "any",
         function: "perf_event_init_task",
-        evidence: "Observed: perf_event_init_task returned the error (6.1 and later; not visible on 5.10), and no memory \
-                   cgroup refused.",
+        evidence: "Observed: perf_event_init_task returned the error (6.1 and later), and no memory cgroup refused. \
+                   Deduced (5.10): the fork ended behind sched_fork and before audit_alloc, with another error than \
+                   ENOMEM. Deduced (tracepoint): no limit gives the error, no filter and no tracer is there, and perf \
+                   events are open on the process that its children inherit.",
         meaning: "Somebody measures the postmaster with perf so that its children are measured too, and that could not \
                   be set up for the new one. No limit of PostgreSQL or systemd is involved.",
         remedy: "Stop perf on the postmaster, or measure without inheritance (perf record --no-inherit).",

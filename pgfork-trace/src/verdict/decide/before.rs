@@ -21,6 +21,9 @@ use super::{
 const SECCOMP_FILTER: u32 = 2;
 const FILTER: &str = "seccomp filter";
 const TRACER: &str = "tracer";
+const MAY_ANSWER: &str = "one is attached, and it may answer by itself";
+const DISPATCH: &str = "syscall user dispatch";
+const MAY_DISPATCH: &str = "it is on, and the process's own handler may answer";
 
 /// Whether the process has a filter that may have answered; `None` where that could not be read.
 fn filtered(view: &View) -> Option<bool> {
@@ -39,6 +42,23 @@ fn traced(view: &View) -> Option<bool> {
     view.evidence.process.as_ref()?.traced
 }
 
+/// Whether system calls go to a handler of the process's own; kernels before 5.11 have no such
+/// thing. Of calls that it took `sys_exit` does not tell (kernel/entry/common.c
+/// `syscall_exit_work`, 5.11 to 7.2).
+fn dispatched(view: &View) -> bool {
+    if view.seen(ENTERED) || view.seen(ANSWERED_BEFORE) {
+        return false;
+    }
+    let process = view.evidence.process.as_ref();
+    process.is_some_and(|it| it.user_dispatch)
+}
+
+/// Whether perf events are open on the process that its children inherit.
+fn measured(view: &View) -> bool {
+    let process = view.evidence.process.as_ref();
+    process.is_some_and(|it| it.perf_events.is_some())
+}
+
 /// `fork()` failed although `kernel_clone`, which is hooked, was not entered; or the system call
 /// ended without having begun.
 pub(super) fn kernel_clone(view: &View) -> Option<Found> {
@@ -47,36 +67,35 @@ pub(super) fn kernel_clone(view: &View) -> Option<Found> {
         .map_or_else(String::new, |ret| format!(" with {}", errno_name(ret)));
     let call = call_name(view.attempt).unwrap_or("fork() of the C library");
     let not_entered = format!("{call} failed{errno}, and the kernel's fork path was not entered");
+    let so = |cause, who: &str| {
+        let because = format!("{not_entered}; {who}");
+        let found = Found::deduced(cause, None, because);
+        Some(others_before_fork(view, found, cause))
+    };
     match (filtered(view), traced(view)) {
         // A tracer that only watches changes nothing; a filter is there to refuse.
-        (Some(true), attached) => {
-            let found = Found::deduced(
-                Cause::SeccompDenied,
-                None,
-                format!("{not_entered}; the process has a seccomp filter"),
-            );
-            Some(if attached == Some(true) {
-                found.or(TRACER, "one is attached, and it may answer by itself")
-            } else {
-                found
-            })
-        }
-        (Some(false), Some(true)) => Some(Found::deduced(
+        (Some(true), _) => so(Cause::SeccompDenied, "the process has a seccomp filter"),
+        (Some(false), Some(true)) => so(
             Cause::PtraceOrUserDispatch,
-            None,
-            format!("{not_entered}; the process has no seccomp filter, and a tracer is attached"),
-        )),
-        // kernel/entry/common.c `syscall_exit_work`, 5.11 to 7.2: `sys_exit` does not tell of calls
-        // that user dispatch took.
-        (Some(false), Some(false)) if !view.seen(ANSWERED_BEFORE) => Some(Found::deduced(
+            "the process has no seccomp filter, and a tracer is attached",
+        ),
+        (Some(false), Some(false)) if dispatched(view) => so(
             Cause::PtraceOrUserDispatch,
-            None,
-            format!(
-                "{not_entered}; the process has neither a seccomp filter nor a tracer, which leaves syscall user dispatch"
-            ),
-        )),
+            "the process has neither a seccomp filter nor a tracer, and syscall user dispatch is on",
+        ),
         _ => None,
     }
+}
+
+/// What else may have answered before the fork path, in the kernel's order.
+fn others_before_fork(view: &View, mut found: Found, chosen: Cause) -> Found {
+    if dispatched(view) && (chosen != Cause::PtraceOrUserDispatch || traced(view) == Some(true)) {
+        found = found.or(DISPATCH, MAY_DISPATCH);
+    }
+    if traced(view) == Some(true) && chosen != Cause::PtraceOrUserDispatch {
+        found = found.or(TRACER, MAY_ANSWER);
+    }
+    found
 }
 
 /// Without hooks, and no limit explains it: what has no numbers.
@@ -136,6 +155,14 @@ fn by_veto(view: &View, ret: i32) -> Option<Found> {
     match (filtered(view), traced(view)) {
         (Some(true), _) => so(Cause::SeccompDenied, "the process has a seccomp filter"),
         (Some(false), Some(true)) => so(Cause::PtraceOrUserDispatch, "a tracer is attached"),
+        (Some(false), Some(false)) if dispatched(view) => {
+            so(Cause::PtraceOrUserDispatch, "syscall user dispatch is on")
+        }
+        // kernel/fork.c copy_process asks perf, then security modules, then the scheduler.
+        (Some(false), Some(false)) if measured(view) => so(
+            Cause::PerfInheritFailed,
+            "perf events are open on the process that its children inherit",
+        ),
         (Some(false), Some(false)) if !modules(view).is_empty() => so(
             Cause::LsmDenied,
             &format!(
@@ -151,9 +178,11 @@ fn by_veto(view: &View, ret: i32) -> Option<Found> {
     }
 }
 
-/// Security modules without a say in fork: they have no `task_alloc` hook, or one that cannot
-/// refuse (security/, 5.10 to 7.2).
-const HARMLESS: [&str; 10] = [
+/// Security modules without a say in fork: they have no `task_alloc` hook, or one that only
+/// copies what it keeps and returns 0 (security/ of 5.10 to 7.2: apparmor/lsm.c
+/// `apparmor_task_alloc`, tomoyo/tomoyo.c `tomoyo_task_alloc`; smack and ipe have none). Left are
+/// selinux, whose policy may deny, and bpf, whose programs may.
+const HARMLESS: [&str; 13] = [
     "capability",
     "lockdown",
     "landlock",
@@ -164,6 +193,9 @@ const HARMLESS: [&str; 10] = [
     "ima",
     "evm",
     "apparmor",
+    "smack",
+    "tomoyo",
+    "ipe",
 ];
 
 fn modules<'a>(view: &'a View) -> Vec<&'a str> {
@@ -182,8 +214,12 @@ fn scheduler(view: &View) -> bool {
 
 /// Names the others that may veto, in the kernel's order.
 pub(super) fn with_vetoes(view: &View, mut found: Found, chosen: Cause) -> Found {
-    if traced(view) == Some(true) && chosen != Cause::PtraceOrUserDispatch {
-        found = found.or(TRACER, "one is attached, and it may answer by itself");
+    found = others_before_fork(view, found, chosen);
+    if chosen != Cause::PerfInheritFailed && measured(view) {
+        found = found.or(
+            "perf events",
+            "some are open on the process that its children inherit, which may fail",
+        );
     }
     if chosen != Cause::LsmDenied && !modules(view).is_empty() {
         found = found.or(
@@ -212,8 +248,11 @@ pub(super) fn possible(view: &View) -> Vec<Considered> {
     if view.attempt.source == source::KERNEL_CLONE {
         return possible;
     }
+    if dispatched(view) {
+        add(DISPATCH, MAY_DISPATCH);
+    }
     if traced(view) == Some(true) {
-        add(TRACER, "one is attached, and it may answer by itself");
+        add(TRACER, MAY_ANSWER);
     }
     if filtered(view) == Some(true) {
         add(

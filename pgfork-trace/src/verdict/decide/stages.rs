@@ -16,6 +16,29 @@ const CLONE_FS: u64 = 0x200;
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 
 pub(super) fn inline(view: &View) -> Option<Found> {
+    perf(view).or_else(|| by_error(view))
+}
+
+/// kernel/fork.c `copy_process`, 5.10 to 7.2: between `sched_fork` and `audit_alloc` only
+/// `perf_event_init_task` can fail. 5.10 has no hook on it (kernel/events is built without).
+fn perf(view: &View) -> Option<Found> {
+    let between = view.reached(Check::SchedFork)
+        && view.failing(Check::SchedFork).is_none()
+        && view.sees(Check::AuditAlloc)
+        && view.got_past(Check::PerfEventInitTask).is_none();
+    (between && !view.sees(Check::PerfEventInitTask) && view.attempt.ret != ENOMEM).then(
+        || {
+            Found::deduced(
+                Cause::PerfInheritFailed,
+                None,
+                "the fork ended between sched_fork and audit_alloc, where only perf_event_init_task can end it"
+                    .to_owned(),
+            )
+        },
+    )
+}
+
+fn by_error(view: &View) -> Option<Found> {
     match -view.attempt.ret {
         libc::EINVAL | libc::EPERM => flags(view),
         libc::EAGAIN => exec_race(view),

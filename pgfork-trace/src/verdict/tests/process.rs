@@ -33,9 +33,34 @@ fn a_filter_comes_before_a_tracer_that_only_watches() {
 fn a_tracer_or_user_dispatch_is_what_is_left() {
     let verdict = judged(answered(0, 1));
     assert_eq!(verdict.cause, Cause::PtraceOrUserDispatch);
-    let verdict = judged(answered(0, 0));
+    let dispatching = |it: Build| it.change(|it| it.state.user_dispatch = 1);
+    let verdict = judged(dispatching(answered(0, 0)));
     assert_eq!(verdict.cause, Cause::PtraceOrUserDispatch);
-    assert!(verdict.because.contains("syscall user dispatch"));
+    assert!(verdict.because.contains("syscall user dispatch is on"));
+    assert!(verdict.also_possible.is_empty());
+    for (attempt, cause, others) in [
+        (
+            answered(2, 0),
+            Cause::SeccompDenied,
+            &["syscall user dispatch"][..],
+        ),
+        (
+            answered(2, 1),
+            Cause::SeccompDenied,
+            &["syscall user dispatch", "tracer"],
+        ),
+        (
+            answered(0, 1),
+            Cause::PtraceOrUserDispatch,
+            &["syscall user dispatch"],
+        ),
+    ] {
+        let verdict = judged(dispatching(attempt));
+        assert_eq!(verdict.cause, cause);
+        assert_eq!(whats(&verdict.also_possible), others);
+    }
+    // Whoever answered has gone meanwhile.
+    assert_eq!(judged(answered(0, 0)).cause, Cause::Unknown);
 }
 
 #[test]

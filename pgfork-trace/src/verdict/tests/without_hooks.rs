@@ -180,7 +180,7 @@ fn an_error_that_no_limit_gives_is_a_veto() {
     let modules = |names: &[&str]| {
         with(|facts| facts.security_modules = names.iter().map(|it| (*it).to_owned()).collect())
     };
-    let harmless = modules(&["capability", "yama", "apparmor"]);
+    let harmless = modules(&["capability", "yama", "apparmor", "tomoyo", "smack", "ipe"]);
     let selinux = modules(&["capability", "selinux"]);
     let verdict = judged(filter(eperm()), &harmless);
     assert_eq!(verdict.cause, Cause::SeccompDenied);
@@ -193,6 +193,37 @@ fn an_error_that_no_limit_gives_is_a_veto() {
         Cause::PtraceOrUserDispatch
     );
     assert_eq!(judged(eperm(), &selinux).cause, Cause::LsmDenied);
+    // Debian's list: no word of the others in fork, and BPF programs may have one.
+    let debian = modules(&[
+        "lockdown",
+        "capability",
+        "landlock",
+        "yama",
+        "apparmor",
+        "tomoyo",
+        "bpf",
+        "ipe",
+        "smack",
+    ]);
+    let verdict = judged(eperm(), &debian);
+    assert_eq!(verdict.cause, Cause::LsmDenied);
+    assert!(verdict.because.contains("(bpf)"), "{}", verdict.because);
+    let verdict = judged(filter(eperm()), &debian);
+    assert_eq!(whats(&verdict.also_possible), ["security module"]);
+    // Perf is asked first.
+    let events = |number: u32| eperm().change(move |it| it.state.perf_events = number);
+    let verdict = judged(events(2), &debian);
+    assert_eq!(verdict.cause, Cause::PerfInheritFailed);
+    assert_eq!(whats(&verdict.also_possible), ["security module"]);
+    assert_eq!(judged(events(0), &debian).cause, Cause::LsmDenied);
+    let verdict = judged(filter(events(1)), &harmless);
+    assert_eq!(verdict.cause, Cause::SeccompDenied);
+    assert_eq!(whats(&verdict.also_possible), ["perf events"]);
+    let dispatching = eperm().change(|it| it.state.user_dispatch = 1);
+    assert_eq!(
+        judged(dispatching, &selinux).cause,
+        Cause::PtraceOrUserDispatch
+    );
     assert_eq!(judged(eperm(), &harmless).cause, Cause::Unknown);
     let scheduler = with(|facts| facts.sched_ext = Some(true));
     assert_eq!(judged(eperm(), &scheduler).cause, Cause::SchedExtRejected);

@@ -251,6 +251,14 @@ fn process(process: &ProcessEvidence) -> Vec<String> {
         Some(false) => parts.push("no tracer".to_owned()),
         None => {}
     }
+    if process.user_dispatch {
+        parts.push("syscall user dispatch is on".to_owned());
+    }
+    match process.perf_events {
+        Some(1) => parts.push("1 perf event that children inherit".to_owned()),
+        Some(events) => parts.push(format!("{events} perf events that children inherit")),
+        None => {}
+    }
     if !process.security_modules.is_empty() {
         parts.push(format!(
             "security modules {}",
