@@ -36,7 +36,6 @@ pub(super) fn is_open(ret: Option<i32>, verdict: &Verdict) -> bool {
                     | Cause::MemcgNoVictim
                     | Cause::MemcgOomKillDisabled
                     | Cause::MemcgKmemLimitV1
-                    | Cause::MemcgOomKilledForker
                     | Cause::MemcgDyingTask
             ),
         }
