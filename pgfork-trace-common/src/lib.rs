@@ -440,7 +440,7 @@ pub struct State {
     /// `task_struct.pending.signal`, bit n = signal n+1: SIGKILL is there for whatever ends the
     /// process (kernel/signal.c `complete_signal`, 5.10 to 7.2).
     pub pending_signals: u32,
-    /// Nonzero when an OOM killer chose this process (`signal_struct.oom_mm`).
+    /// Nonzero when the process is marked as a victim of an OOM killer (`signal_struct.oom_mm`).
     pub oom_victim: u32,
 }
 

@@ -87,6 +87,19 @@ fn the_mark_of_the_oom_killer_needs_no_kernel_log() {
         judge(&killed.done(), &host, &base_hooks()).cause,
         Cause::MemcgOomKilledForker
     );
+    assert_eq!(
+        whats(&judge(&killed.done(), &full(), &base_hooks()).also_possible),
+        ["a fatal signal"]
+    );
+    // One that dies beside the victim is marked as well when it finds no memory.
+    let mut beside = full();
+    beside.kernel_log = vec![LogFact::CgroupKilled { pid: 762 }];
+    let verdict = judge(&killed.done(), &beside, &base_hooks());
+    assert_eq!(verdict.cause, Cause::MemcgDyingTask);
+    beside.kernel_log.push(LogFact::CgroupKilled { pid: 1843 });
+    let verdict = judge(&killed.done(), &beside, &base_hooks());
+    assert_eq!(verdict.cause, Cause::MemcgOomKilledForker);
+    assert!(verdict.also_possible.is_empty());
     let calm = in_copy_mm().oom_victim();
     let verdict = judge(&calm.done(), &full(), &base_hooks());
     assert_eq!(verdict.cause, Cause::FatalSignal);
