@@ -119,6 +119,8 @@ pub enum Check {
     MlockFuture,
     /// `get_unmapped_area` or `__get_unmapped_area`.
     GetUnmappedArea,
+    /// `execve`, which pays for a change of user that passed `RLIMIT_NPROC`.
+    Execve,
     /// `oom_kill_process`.
     OomKillProcess,
 }
@@ -173,6 +175,7 @@ impl Check {
         Self::HugetlbReservePages,
         Self::MlockFuture,
         Self::GetUnmappedArea,
+        Self::Execve,
         Self::OomKillProcess,
     ];
 
@@ -207,6 +210,8 @@ pub mod source {
     pub const LIBC_FORK: u32 = 2;
     /// The system call, by the tracepoints `sys_enter` and `sys_exit`.
     pub const SYSCALL: u32 = 3;
+    /// No fork, but an `execve` that was refused.
+    pub const EXECVE: u32 = 4;
 }
 
 /// Parts of [`Attempt::syscall`]: what a [`source::SYSCALL`] attempt was seen to be.
@@ -444,7 +449,7 @@ pub struct State {
     pub oom_victim: u32,
 }
 
-/// One fork, clone, clone3 or vfork of a watched process, and, when it was
+/// One fork, clone, clone3 or vfork of a watched process, or a refused execve, and, when it was
 /// refused, the record sent to user space.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -106,8 +106,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<usize> {
         .filter(|case| names.is_empty() || names.iter().any(|name| name == case.fixture))
         .filter(|case| (case.here)())
         .collect();
-    let arms = (names.is_empty() || names.iter().any(|name| name == "armed_and_back"))
-        && !memory_is_v1();
+    let arms =
+        (names.is_empty() || names.iter().any(|name| name == "armed_and_back")) && !memory_is_v1();
     ensure!(
         arms || !chosen.is_empty(),
         "no such fixture here: {names:?}"
@@ -116,7 +116,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<usize> {
     let arming = |method: &str| arms && !is_tracepoint(method);
     // Beside the cases of each method: what the verifier says, and whether all is accounted for.
     let armings = methods.iter().filter(|method| arming(method)).count();
-    let by_each = if chosen.is_empty() { 0 } else { chosen.len() + 1 };
+    let by_each = if chosen.is_empty() {
+        0
+    } else {
+        chosen.len() + 1
+    };
     crate::plan(1 + methods.len() * by_each + armings);
     // Held to what bpftool says of it, outside.
     fs::copy("/sys/kernel/btf/vmlinux", "/out/vmlinux").context("the kernel's types")?;

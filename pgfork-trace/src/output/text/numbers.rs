@@ -28,7 +28,9 @@ pub(super) fn lines(verdict: &Verdict) -> Vec<String> {
             .map(|it| commit_limit(it, true))
             .unwrap_or_default(),
         Cause::PidsCgroupMax => pids(evidence),
-        Cause::RlimitNproc => evidence.nproc.as_ref().map(nproc).unwrap_or_default(),
+        Cause::RlimitNproc | Cause::ExecAfterSetuidNproc => {
+            evidence.nproc.as_ref().map(nproc).unwrap_or_default()
+        }
         Cause::Unknown => unknown(evidence),
         cause => states::lines(cause, evidence),
     }
