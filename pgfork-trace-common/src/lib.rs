@@ -121,6 +121,8 @@ pub enum Check {
     MlockFuture,
     /// `get_unmapped_area` or `__get_unmapped_area`.
     GetUnmappedArea,
+    /// `execve`, which pays for a change of user that passed `RLIMIT_NPROC`.
+    Execve,
     /// `oom_kill_process`.
     OomKillProcess,
 }
@@ -175,6 +177,7 @@ impl Check {
         Self::HugetlbReservePages,
         Self::MlockFuture,
         Self::GetUnmappedArea,
+        Self::Execve,
         Self::OomKillProcess,
     ];
 
@@ -209,6 +212,8 @@ pub mod source {
     pub const LIBC_FORK: u32 = 2;
     /// The system call, by the tracepoints `sys_enter` and `sys_exit`.
     pub const SYSCALL: u32 = 3;
+    /// No fork, but an `execve` that was refused.
+    pub const EXECVE: u32 = 4;
 }
 
 /// Parts of [`Attempt::syscall`]: what a [`source::SYSCALL`] attempt was seen to be.
@@ -442,7 +447,7 @@ pub struct State {
     /// `task_struct.pending.signal`, bit n = signal n+1: SIGKILL is there for whatever ends the
     /// process (kernel/signal.c `complete_signal`, 5.10 to 7.2).
     pub pending_signals: u32,
-    /// Nonzero when an OOM killer chose this process (`signal_struct.oom_mm`).
+    /// Nonzero when the process is marked as a victim of an OOM killer (`signal_struct.oom_mm`).
     pub oom_victim: u32,
     /// Perf events on the task that its children inherit, of the first [`MAX_PERF_EVENTS`] in each
     /// of its contexts; 0 also where they were not read.
@@ -451,7 +456,7 @@ pub struct State {
     pub user_dispatch: u32,
 }
 
-/// One fork, clone, clone3 or vfork of a watched process, and, when it was
+/// One fork, clone, clone3 or vfork of a watched process, or a refused execve, and, when it was
 /// refused, the record sent to user space.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
+    bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
     helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::map,
     maps::{Array, HashMap, RingBuf},
@@ -30,10 +30,11 @@ static ATTEMPTS: Array<Attempt> = Array::with_max_entries(PLACES, 0);
 /// Places in use, by number. Taking one is atomic this way: BPF has no compare-and-swap before 5.12.
 #[map]
 static TAKEN: HashMap<u32, u32> = HashMap::with_max_entries(PLACES, 0);
-/// Exact totals by process id. Only user space adds entries: they need not be there from
-/// the start, and a small memory cgroup pays for each.
+/// Exact totals by process id. Only user space adds entries. There from the start, like all maps
+/// here: of maps that are not, kernels before 6.1 warn, with a stack trace, when a program uses them
+/// (kernel/bpf/verifier.c `check_map_prog_compatibility`, 5.10).
 #[map]
-static TOTALS: HashMap<u32, Totals> = HashMap::with_max_entries(MAX_WATCHED, BPF_F_NO_PREALLOC);
+static TOTALS: HashMap<u32, Totals> = HashMap::with_max_entries(MAX_WATCHED, 0);
 /// Exact counts of refusals by what was seen.
 #[map]
 static REFUSALS: HashMap<RefusalKey, u64> = HashMap::with_max_entries(1024, 0);

@@ -141,6 +141,16 @@ fn libc_fork_uretprobe(ctx: RetProbeContext) {
     clone::libc_returned(ctx.ret::<u64>() as i32);
 }
 
+#[fexit]
+fn execve_fexit(ctx: FExitContext) {
+    clone::exec_returned(ctx.arg::<u64>(1) as i32);
+}
+
+#[kretprobe]
+fn execve_kretprobe(ctx: RetProbeContext) {
+    clone::exec_returned(ctx.ret::<u64>() as i32);
+}
+
 #[raw_tracepoint]
 fn sys_enter(ctx: RawTracePointContext) {
     syscall::entered(kill::argument(&ctx, 0), kill::argument(&ctx, 1));

@@ -27,6 +27,9 @@ struct Probe {
     function: &'static str,
     /// Whether its prototype is the expected one.
     known: bool,
+    /// Why only some of its calls are seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partly: Option<String>,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
@@ -69,8 +72,11 @@ pub fn run(json: bool, method: Option<Method>, load: bool) -> Result<()> {
         )?;
     }
     for probe in &report.checks {
-        match &probe.why {
+        match probe.why.as_ref().or(probe.partly.as_ref()) {
             None => writeln!(out, "  {:<30} can be hooked", probe.function)?,
+            Some(why) if probe.known => {
+                writeln!(out, "  {:<30} can be hooked: {why}", probe.function)?
+            }
             Some(why) => writeln!(out, "  {:<30} cannot be seen: {why}", probe.function)?,
         }
     }
@@ -99,12 +105,14 @@ fn read() -> Result<Report> {
         check: row(hook.check).function(),
         function: hook.alternative.function,
         known: true,
+        partly: symbols.partly_seen(hook.alternative.function),
         why: None,
     });
     let unknown = plan.not_seen.iter().map(|not_seen| Probe {
         check: row(not_seen.check).function(),
         function: row(not_seen.check).function(),
         known: false,
+        partly: None,
         why: Some(not_seen.why.clone()),
     });
     Ok(Report {

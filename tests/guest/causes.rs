@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     fixtures::numbers::{self, namespace},
-    limits::{self, Cgroups, Restored, number, set_sysctl, sysctl},
+    limits::{Cgroups, Restored, number, set_sysctl, sysctl},
     perf::kernel_breakpoint,
     scenarios::{
         EAGAIN, certainty, check_common, expect_eq, first, refuse_by, refuse_one, tasks_now,

@@ -52,23 +52,34 @@ pub(crate) struct Said {
 impl Tracer {
     /// Starts it and waits until it watches.
     pub(crate) fn start(scenario: &str, method: &str, arguments: &[&str]) -> Result<Self> {
-        Self::launch(scenario, method, arguments, None, None)
+        Self::launch(scenario, method, arguments, &[], None, None)
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn start_with(
+        scenario: &str,
+        method: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        Self::launch(scenario, method, arguments, environment, None, None)
     }
 
     /// The same with another description of the kernel's types.
     pub(crate) fn start_with_btf(scenario: &str, method: &str, btf: &Path) -> Result<Self> {
-        Self::launch(scenario, method, &[], None, Some(btf))
+        Self::launch(scenario, method, &[], &[], None, Some(btf))
     }
 
     /// The same in a cgroup.
     pub(crate) fn start_in(scenario: &str, method: &str, cgroup: &Path) -> Result<Self> {
-        Self::launch(scenario, method, &[], Some(cgroup), None)
+        Self::launch(scenario, method, &[], &[], Some(cgroup), None)
     }
 
     fn launch(
         scenario: &str,
         method: &str,
         arguments: &[&str],
+        environment: &[(&str, &str)],
         cgroup: Option<&Path>,
         btf: Option<&Path>,
     ) -> Result<Self> {
@@ -102,6 +113,7 @@ impl Tracer {
             .args(["--for", "1500s", "-o"])
             .arg(&json)
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

@@ -135,7 +135,8 @@ fn support(kernels: &[Said]) -> String {
          Methods `fexit` and `kprobe` hook the same functions; `tracepoint` hooks none of them, and reads right after\n\
          a refused fork what the checks had compared. A name in place of `yes` is the function that is hooked instead.\n\
          `no such check`: the kernel does not have it, or not as a function of its own. `not seen`: it can refuse there, and is\n\
-         not watched; what that means for a verdict is said in its `not_seen`.\n\n",
+         not watched; what that means for a verdict is said in its `not_seen`. `in part`: the compiler made a function of its\n\
+         own for some callers, which the hook does not see.\n\n",
     );
     header(&mut text, "check");
     // The newest kernel sees most, and tells it in the kernel's own order.
@@ -162,6 +163,7 @@ fn support(kernels: &[Said]) -> String {
             let cell = match check {
                 None => "no such check".to_owned(),
                 Some(check) if check["known"] == false => "not seen".to_owned(),
+                Some(check) if check.get("partly").is_some() => "in part".to_owned(),
                 Some(check) if check["function"] == name => "yes".to_owned(),
                 Some(check) => format!("`{}`", check["function"].as_str().unwrap_or("?")),
             };

@@ -1,10 +1,10 @@
-//! The attempt itself: `kernel_clone`, or `fork` of the process's C library.
+//! The attempt itself: `kernel_clone`, or `fork` of the process's C library; and `execve`.
 
-use pgfork_trace_common::{Attempt, MAX_PERF_EVENTS, source, valid};
+use pgfork_trace_common::{Attempt, Check, MAX_PERF_EVENTS, source, valid};
 
 use crate::{
     attempt,
-    checks::{pid, pids, rlimit},
+    checks::{pid, pids, rlimit, stages},
     kernel::{self, offset, read, read_at},
 };
 
@@ -47,6 +47,22 @@ pub fn libc_returned(ret: i32) {
     attempt::end(errno, ret < 0, |attempt| snapshot(attempt));
 }
 
+/// `execve` returned; of all its errors EAGAIN alone speaks of a limit (fs/exec.c
+/// `do_execveat_common`, 5.10 to 7.2).
+#[inline(always)]
+pub fn exec_returned(ret: i32) {
+    const EAGAIN: i32 = 11;
+    if ret != -EAGAIN {
+        return;
+    }
+    attempt::begin(source::EXECVE, || 0);
+    if let Some(attempt) = attempt::open() {
+        attempt.stages = 0;
+        stages::note_result(attempt, Check::Execve, Some(ret));
+    }
+    attempt::end(ret, true, |attempt| snapshot(attempt));
+}
+
 /// `-errno` of the current thread, 0 when not known: the C library keeps it at a fixed
 /// offset from the thread pointer (x86: the FS base, saved in `thread_struct` when the
 /// task last slept; arch/x86/kernel/process_64.c `save_fsgs`).
@@ -70,7 +86,7 @@ fn errno_of_current(tp_offset: i64) -> i32 {
 }
 
 /// Reads the state that the checks have just judged.
-#[inline(always)]
+#[inline(never)]
 pub fn snapshot(attempt: &mut Attempt) {
     pids::snapshot(attempt);
     rlimit::snapshot(attempt);

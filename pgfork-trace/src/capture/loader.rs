@@ -390,6 +390,13 @@ fn all_hooks(
     }
     attached.probes += by(ebpf, clone, &btf, method)?;
     attached.hooked.insert(clone.check);
+    for hook in &kernel.plan.hooks {
+        if attached.hooked.contains(&hook.check)
+            && let Some(why) = kernel.symbols.partly_seen(hook.alternative.function)
+        {
+            attached.not_seen.push((hook.check, why));
+        }
+    }
     Ok(attached)
 }
 

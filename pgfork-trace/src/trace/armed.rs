@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use crate::verdict::{Cause, Certainty, Verdict};
 
 /// How long after the last refusal of that kind.
-const ARMED_FOR: Duration = Duration::from_secs(180);
+pub(super) const ARMED_FOR: Duration = Duration::from_secs(180);
 /// After a failure, not tried again for this long.
 const RETRY_AFTER: Duration = Duration::from_secs(180);
 
 /// What is attached, and until when.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Armed {
+    /// How long they stay after the last refusal.
+    pub(super) stays: Duration,
     until: Option<Instant>,
     not_before: Option<Instant>,
     /// Nothing can be added here: not tried again.
@@ -36,17 +38,25 @@ pub(super) fn is_open(ret: Option<i32>, verdict: &Verdict) -> bool {
                     | Cause::MemcgNoVictim
                     | Cause::MemcgOomKillDisabled
                     | Cause::MemcgKmemLimitV1
-                    | Cause::MemcgOomKilledForker
                     | Cause::MemcgDyingTask
             ),
         }
 }
 
 impl Armed {
+    pub(super) const fn new(stays: Duration) -> Self {
+        Self {
+            stays,
+            until: None,
+            not_before: None,
+            useless: false,
+        }
+    }
+
     /// An open refusal was seen; whether to attach now.
     pub(super) fn refusal(&mut self, now: Instant) -> bool {
         if self.until.is_some() {
-            self.until = Some(now + ARMED_FOR);
+            self.until = Some(now + self.stays);
             return false;
         }
         !self.useless && self.not_before.is_none_or(|then| now >= then)
@@ -58,7 +68,7 @@ impl Armed {
             self.useless = true;
             return false;
         }
-        self.until = Some(now + ARMED_FOR);
+        self.until = Some(now + self.stays);
         true
     }
 
@@ -75,9 +85,6 @@ impl Armed {
         }
         over
     }
-
-    /// How long they stay after the last refusal, in minutes.
-    pub(super) const MINUTES: u64 = ARMED_FOR.as_secs() / 60;
 }
 
 #[cfg(test)]
@@ -118,7 +125,7 @@ mod tests {
 
     #[test]
     fn stays_for_three_minutes_after_the_last_one() {
-        let mut armed = Armed::default();
+        let mut armed = Armed::new(ARMED_FOR);
         let start = Instant::now();
         assert!(!armed.is_over(start));
         assert!(armed.refusal(start));
@@ -135,7 +142,7 @@ mod tests {
 
     #[test]
     fn failure_is_not_tried_at_each_refusal() {
-        let mut armed = Armed::default();
+        let mut armed = Armed::new(ARMED_FOR);
         let start = Instant::now();
         assert!(armed.refusal(start));
         armed.failed(start);

@@ -2,10 +2,14 @@
 
 use std::time::Instant;
 
-use super::{Armed, Trace};
+use super::{Trace, nanoseconds};
 use crate::{
     kernel::plan::Method,
-    output::{Closed, line::Notice, units::counted},
+    output::{
+        Closed,
+        line::Notice,
+        units::{counted, long_time},
+    },
 };
 
 impl Trace<'_> {
@@ -20,9 +24,9 @@ impl Trace<'_> {
             Ok(probes) if self.armed.attached(probes, now) => Notice::line(
                 "armed",
                 format!(
-                    "the checks that are always watched do not say which allocation failed: {} on memory charging and page tables added, until {} minutes after the last such refusal; they slow every process a little",
+                    "the checks that are always watched do not say which allocation failed: {} on memory charging and page tables added, until {} after the last such refusal; they slow every process a little",
                     counted(probes as u64, "probe", "probes"),
-                    Armed::MINUTES
+                    long_time(nanoseconds(self.armed.stays))
                 ),
             ),
             Ok(_) => Notice::line(
@@ -51,8 +55,8 @@ impl Trace<'_> {
         self.emit(&Notice::line(
             "disarmed",
             format!(
-                "no refusal was left open for {} minutes: the added probes are detached",
-                Armed::MINUTES
+                "no refusal was left open for {}: the added probes are detached",
+                long_time(nanoseconds(self.armed.stays))
             ),
         ))
     }

@@ -43,7 +43,7 @@ use crate::{
     postgres,
     verdict::memory::Merger,
 };
-use armed::Armed;
+use armed::{ARMED_FOR, Armed};
 use below::Below;
 use clients::Clients;
 use comms::Comms;
@@ -104,7 +104,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         clients: Clients::default(),
         server_logs: ServerLogs::default(),
         comms: Comms::new(&options.plan.filter.comms),
-        armed: Armed::default(),
+        armed: Armed::new(stays_armed()?),
         next_limits: NextLimits::default(),
         descendants: Descendants::default(),
         merger: Merger::default(),
@@ -150,6 +150,21 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     };
     trace.finish(reason);
     Ok(trace.refusals)
+}
+
+/// How long the checks on hot paths stay. Tests have less time than users.
+fn stays_armed() -> Result<Duration> {
+    let Some(seconds) = std::env::var_os("PGFORK_TRACE_ARMED_FOR") else {
+        return Ok(ARMED_FOR);
+    };
+    let number = seconds.to_str().and_then(|seconds| seconds.parse().ok());
+    let number = number.with_context(|| {
+        format!(
+            "PGFORK_TRACE_ARMED_FOR={} is no number of seconds",
+            seconds.display()
+        )
+    })?;
+    Ok(Duration::from_secs(number))
 }
 
 /// The kernel side speaks of processes by their pid in the initial pid namespace.

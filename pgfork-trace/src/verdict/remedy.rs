@@ -71,7 +71,7 @@ pub(super) fn remedies(cause: Cause, evidence: &Evidence, facts: &Facts) -> Vec<
             .and_then(|overcommit| commit_limit(overcommit, facts))
             .unwrap_or_default(),
         Cause::PidsCgroupMax => pids(evidence, facts),
-        Cause::RlimitNproc => nproc(evidence, facts),
+        Cause::RlimitNproc | Cause::ExecAfterSetuidNproc => nproc(evidence, facts),
         Cause::ThreadsMax => tasks::threads(evidence, facts),
         Cause::PidSpaceExhausted => tasks::numbers(evidence, facts),
         Cause::OvercommitHeuristic => evidence

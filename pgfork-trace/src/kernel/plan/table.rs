@@ -743,6 +743,17 @@ pub const TABLE: &[Row] = &[
         ],
     ),
     below(
+        Check::Execve,
+        &[],
+        &[result(
+            "__x64_sys_execve",
+            &[To("pt_regs")],
+            Returns::Int,
+            "execve_fexit",
+            "execve_kretprobe",
+        )],
+    ),
+    below(
         Check::OomKillProcess,
         &[],
         &[marker(

@@ -26,7 +26,7 @@ pub(super) fn lines(verdict: &Verdict) -> Vec<String> {
             .map(|it| commit_limit(it, true))
             .unwrap_or_default(),
         Cause::PidsCgroupMax => pids(evidence, true),
-        Cause::RlimitNproc => match &evidence.nproc {
+        Cause::RlimitNproc | Cause::ExecAfterSetuidNproc => match &evidence.nproc {
             Some(own) => nproc(own, true),
             None => Vec::new(),
         },

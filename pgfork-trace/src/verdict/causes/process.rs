@@ -198,7 +198,8 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         title: "setuid passed RLIMIT_NPROC, and execve refuses",
         errno: "EAGAIN",
         function: "do_execveat_common",
-        evidence: "is_rlimit_overlimit returned true outside of a fork, in execve.",
+        evidence: "Deduced: execve returned -EAGAIN (__x64_sys_execve; execveat is not watched), and the user has more \
+                   tasks than RLIMIT_NPROC allows.",
         meaning: "A program changed to a user that has as many processes as it may have, and starting another program \
                   then fails. This hits su postgres -c and start scripts, not the server's connections.",
         remedy: "As for rlimit_nproc: raise LimitNPROC= or nproc in limits.conf for the user.",

@@ -40,14 +40,22 @@ fn no_victim(view: &View) -> Option<Found> {
 /// 7.2), and everything that it is interrupted in while memory is copied becomes ENOMEM.
 fn killed(view: &View) -> Option<Found> {
     let known = view.was_killed()?;
-    Some(Found::deduced(
+    let found = Found::deduced(
         Cause::MemcgOomKilledForker,
         view.deepest().map(|(check, _)| check),
         format!(
             "{known}, and the fork ended with ENOMEM; {}",
             view.how_far()
         ),
-    ))
+    );
+    Some(if view.killed_in_log() {
+        found
+    } else {
+        found.or(
+            "a fatal signal",
+            "a process that is being killed for another reason is marked as well when it finds no memory",
+        )
+    })
 }
 
 /// mm/memcontrol.c `__memcg_kmem_charge`, 5.10: the charge to memory comes first, and fails only

@@ -81,6 +81,7 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
     let view = View::new(attempt, evidence, coverage);
     let candidates = candidates(attempt, evidence);
     let found = match (attempt.source == source::KERNEL_CLONE, view.hooked()) {
+        _ if attempt.source == source::EXECVE => Some(tasks::execve(&view)),
         (true, _) => returned::for_its_own_reason(&view)
             .or_else(|| memory::cgroup(&view))
             .or_else(|| stages::killed_in_copy_mm(&view))
@@ -92,6 +93,7 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
         (false, true) => before::kernel_clone(&view),
         (false, false) if view.seen(ANSWERED_BEFORE) => before::kernel_clone(&view),
         (false, false) => arguments::refused(&view)
+            .or_else(|| stages::dying_by_state(&view))
             .or_else(|| numbers::deduced(&view, &candidates))
             .or_else(|| before::without_hooks(&view, &candidates)),
     };
@@ -119,7 +121,7 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
     };
     decision.name_what_is_full(&view, &self::candidates(attempt, &unlogged));
     // The check itself was seen: what else is full did not refuse this fork.
-    if found.certainty != Certainty::Observed {
+    if found.certainty != Certainty::Observed && attempt.source != source::EXECVE {
         decision.weigh_others(&view, &candidates);
         decision.also_possible.extend(found.also);
     }

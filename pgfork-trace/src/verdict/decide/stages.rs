@@ -6,36 +6,19 @@ use super::{
     super::{
         Cause, Coverage,
         candidates::{EAGAIN, ENOMEM},
+        errno_name,
     },
     CLONE_PIDFD, Found,
     returned::allocation_logged,
     view::{View, name},
 };
 
+const EINTR: i32 = -libc::EINTR;
 const CLONE_FS: u64 = 0x200;
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 
 pub(super) fn inline(view: &View) -> Option<Found> {
     perf(view).or_else(|| by_error(view))
-}
-
-/// kernel/fork.c `copy_process`, 5.10 to 7.2: between `sched_fork` and `audit_alloc` only
-/// `perf_event_init_task` can fail. 5.10 has no hook on it (kernel/events is built without).
-fn perf(view: &View) -> Option<Found> {
-    let between = view.reached(Check::SchedFork)
-        && view.failing(Check::SchedFork).is_none()
-        && view.sees(Check::AuditAlloc)
-        && view.got_past(Check::PerfEventInitTask).is_none();
-    (between && !view.sees(Check::PerfEventInitTask) && view.attempt.ret != ENOMEM).then(
-        || {
-            Found::deduced(
-                Cause::PerfInheritFailed,
-                None,
-                "the fork ended between sched_fork and audit_alloc, where only perf_event_init_task can end it"
-                    .to_owned(),
-            )
-        },
-    )
 }
 
 fn by_error(view: &View) -> Option<Found> {
@@ -46,6 +29,23 @@ fn by_error(view: &View) -> Option<Found> {
         libc::EINTR => fatal_signal(view),
         _ => None,
     }
+}
+
+/// Where `perf_event_init_task` cannot be hooked (5.10): it alone lies between `sched_fork` and
+/// `audit_alloc` (kernel/fork.c `copy_process`, 5.10 to 7.2), and EAGAIN is `sched_fork`'s.
+fn perf(view: &View) -> Option<Found> {
+    let check = Check::PerfEventInitTask;
+    let between = !view.sees(check)
+        && view.sees(Check::AuditAlloc)
+        && view.reached(Check::SchedFork)
+        && view.got_past(check).is_none();
+    (between && view.attempt.ret != EAGAIN && !view.contradicts()).then(|| {
+        let because = format!(
+            "the fork ended with {} between sched_fork and audit_alloc, where only perf_event_init_task lies",
+            errno_name(view.attempt.ret)
+        );
+        Found::deduced(Cause::PerfInheritFailed, Some(check), because)
+    })
 }
 
 /// Combinations of flags are tested before anything is copied (kernel/fork.c `kernel_clone` and
@@ -151,6 +151,39 @@ pub(super) fn killed_in_copy_mm(view: &View) -> Option<Found> {
             "kernel memory",
             "want of it gives the same error at that place",
         )
+    })
+}
+
+/// Without hooks: how far the fork came is not known, but that the process was being killed.
+pub(super) fn dying_by_state(view: &View) -> Option<Found> {
+    // The init of a pid namespace takes all in it along, and none of them can fork.
+    let namespace_lives = view.evidence.pid_namespaces.iter().all(|it| it.alive);
+    let ret = view.ret.filter(|ret| [ENOMEM, EINTR].contains(ret))?;
+    if view.is_dying() != Some(true) || !namespace_lives {
+        return None;
+    }
+    let reclaimed = view.reached(Check::TryToFreeMemCgroupPages);
+    let ended = format!("the fork ended with {}", errno_name(ret));
+    let (cause, because) = match view.was_killed() {
+        Some(known) => (Cause::MemcgOomKilledForker, format!("{known}, and {ended}")),
+        None if reclaimed && ret == ENOMEM => (
+            Cause::MemcgDyingTask,
+            format!(
+                "memory was reclaimed for this fork, the process was being killed when it ended, and {ended}"
+            ),
+        ),
+        None => (
+            Cause::FatalSignal,
+            format!("{ended}, and the process was being killed when it did"),
+        ),
+    };
+    let found = Found::deduced(cause, None, because);
+    Some(match (ret, cause) {
+        (ENOMEM, Cause::MemcgDyingTask) => found.or("a fatal signal", AS_ENOMEM),
+        (ENOMEM, Cause::FatalSignal) => {
+            found.or("kernel memory", "want of it gives the same error")
+        }
+        _ => found,
     })
 }
 

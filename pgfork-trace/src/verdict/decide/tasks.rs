@@ -11,7 +11,7 @@ use super::{
         candidates::{Candidate, EAGAIN, Numbers},
     },
     Found,
-    view::View,
+    view::{View, name},
 };
 
 pub(super) fn before_cgroup_fork(view: &View, candidates: &[Candidate]) -> Option<Found> {
@@ -129,5 +129,35 @@ fn after_copy_creds(view: &View, nproc: &Numbers, threads: &Numbers) -> Option<F
             format!("{where_}, {why}, and kernel.threads-max is far away"),
         )),
         _ => None,
+    }
+}
+
+/// fs/exec.c `do_execveat_common`, 5.10 to 7.2: a change of user that passes `RLIMIT_NPROC` is
+/// allowed, and the program start after it is not. It compares with the process itself counted.
+pub(super) fn execve(view: &View) -> Found {
+    let check = Check::Execve;
+    let said = format!("{} was seen returning -EAGAIN", name(check));
+    let levels = view.evidence.nproc.as_ref().map(|it| &it.levels);
+    let over = levels
+        .into_iter()
+        .flatten()
+        .find(|level| level.limit.is_some_and(|limit| level.tasks > limit));
+    match over {
+        Some(level) => Found::deduced(
+            Cause::ExecAfterSetuidNproc,
+            Some(check),
+            format!(
+                "{said}, and the user has {} tasks of {} right after: a change to this user passed RLIMIT_NPROC, and execve refuses for it",
+                level.tasks,
+                level.limit.unwrap_or(0)
+            ),
+        ),
+        None => Found {
+            cause: Cause::Unknown,
+            certainty: Certainty::Unknown,
+            because: format!("{said}, and right after the user had no more tasks than it may have"),
+            check: Some(check),
+            also: Vec::new(),
+        },
     }
 }

@@ -147,20 +147,31 @@ impl<'a> View<'a> {
             && self.reached(Check::CopyCreds)
     }
 
+    /// Whether the kernel log says that the OOM killer of a memory cgroup chose this process.
+    pub(super) fn killed_in_log(&self) -> bool {
+        let pid = self.attempt.tgid;
+        let mut log = self.evidence.kernel_log.iter();
+        log.any(|line| *line == LogFact::CgroupKilled { pid })
+    }
+
     /// What says that the OOM killer of a memory cgroup chose this process, if anything does.
     pub(super) fn was_killed(&self) -> Option<&'static str> {
-        let pid = self.attempt.tgid;
-        let logged = |line: LogFact| self.evidence.kernel_log.contains(&line);
-        if logged(LogFact::CgroupKilled { pid }) {
+        if self.killed_in_log() {
             return Some(
                 "the kernel log says that the OOM killer of a memory cgroup killed this process",
             );
         }
-        // The host's OOM killer marks its victims in the same way.
-        let own =
-            self.reached(Check::TryToFreeMemCgroupPages) && !logged(LogFact::HostKilled { pid });
-        (own && self.read(valid::OOM_VICTIM) && self.attempt.state.oom_victim != 0).then_some(
-            "a memory cgroup was at its limit in this fork, and an OOM killer had chosen this process when it ended",
+        // The host's OOM killer marks its victims in the same way; and one that is dying beside
+        // the victim is marked when it finds no memory (mm/oom_kill.c `out_of_memory`, 5.10 to 7.2).
+        let elsewhere = self.evidence.kernel_log.iter().any(|line| {
+            matches!(
+                line,
+                LogFact::CgroupKilled { .. } | LogFact::HostKilled { .. }
+            )
+        });
+        let marked = self.read(valid::OOM_VICTIM) && self.attempt.state.oom_victim != 0;
+        (marked && !elsewhere && self.reached(Check::TryToFreeMemCgroupPages)).then_some(
+            "a memory cgroup was at its limit in this fork, and this process was marked as a victim of an OOM killer when it ended",
         )
     }
 

@@ -15,7 +15,7 @@ pub(in crate::verdict) fn scope(cause: Cause, evidence: &Evidence) -> Option<Sco
         | Cause::PageTableAllocFailed
         | Cause::FdTableAllocFailed => Some(Scope::Host),
         Cause::PidsCgroupMax => pids(evidence),
-        Cause::RlimitNproc => user(evidence),
+        Cause::RlimitNproc | Cause::ExecAfterSetuidNproc => user(evidence),
         Cause::PidSpaceExhausted => {
             let (ancestor, level) = evidence
                 .pid_namespaces

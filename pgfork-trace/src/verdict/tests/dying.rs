@@ -87,6 +87,19 @@ fn the_mark_of_the_oom_killer_needs_no_kernel_log() {
         judge(&killed.done(), &host, &base_hooks()).cause,
         Cause::MemcgOomKilledForker
     );
+    assert_eq!(
+        whats(&judge(&killed.done(), &full(), &base_hooks()).also_possible),
+        ["a fatal signal"]
+    );
+    // One that dies beside the victim is marked as well when it finds no memory.
+    let mut beside = full();
+    beside.kernel_log = vec![LogFact::CgroupKilled { pid: 762 }];
+    let verdict = judge(&killed.done(), &beside, &base_hooks());
+    assert_eq!(verdict.cause, Cause::MemcgDyingTask);
+    beside.kernel_log.push(LogFact::CgroupKilled { pid: 1843 });
+    let verdict = judge(&killed.done(), &beside, &base_hooks());
+    assert_eq!(verdict.cause, Cause::MemcgOomKilledForker);
+    assert!(verdict.also_possible.is_empty());
     let calm = in_copy_mm().oom_victim();
     let verdict = judge(&calm.done(), &full(), &base_hooks());
     assert_eq!(verdict.cause, Cause::FatalSignal);
@@ -108,6 +121,31 @@ fn one_that_dies_with_the_victim_is_told_by_its_own_signal() {
         let verdict = judge(&beside.dying(false).done(), &logged, &coverage);
         assert_eq!(verdict.cause, Cause::KernelMemoryExhausted);
     }
+}
+
+#[test]
+fn a_system_call_of_a_dying_process_is_told_by_its_signal() {
+    use pgfork_trace_common::syscall::{CLONE, ENTERED};
+    let call = |ret| by_syscall(CLONE | ENTERED, ret).dying(true);
+    let judged = |attempt: Build, facts: &Facts| judge(&attempt.done(), facts, &no_hooks());
+    let verdict = judged(call(-libc::EINTR), &facts());
+    assert_eq!(verdict.cause, Cause::FatalSignal);
+    assert_eq!(verdict.certainty, Certainty::Deduced);
+    let verdict = judged(call(ENOMEM), &facts());
+    assert_eq!(verdict.cause, Cause::FatalSignal);
+    assert!(whats(&verdict.also_possible).contains(&"kernel memory"));
+    let reclaimed = call(ENOMEM).memcg(ID, 1024, 1024);
+    let verdict = judged(reclaimed, &full());
+    assert_eq!(verdict.cause, Cause::MemcgDyingTask);
+    assert!(whats(&verdict.also_possible).contains(&"a fatal signal"));
+    let verdict = judged(reclaimed.oom_victim(), &full());
+    assert_eq!(verdict.cause, Cause::MemcgOomKilledForker);
+    // Other reasons to get the same, and no signal.
+    let namespace = call(ENOMEM).pid_namespace(3);
+    assert_eq!(judged(namespace, &facts()).cause, Cause::PidNamespaceDying);
+    let alive = by_syscall(CLONE | ENTERED, ENOMEM).dying(false);
+    assert_ne!(judged(alive, &facts()).cause, Cause::FatalSignal);
+    assert_ne!(judged(call(EAGAIN), &facts()).cause, Cause::FatalSignal);
 }
 
 /// The checks on hot paths are attached while records of earlier forks wait: those forks were not

@@ -355,3 +355,67 @@ fn what_nothing_refused_is_kernel_memory_at_its_stage() {
     let told = because(&[], &hooks_without(&[Check::ArchDupTaskStruct]));
     assert!(told.contains("at a stage that is not known"), "{told}");
 }
+
+#[test]
+fn perf_is_what_lies_between_sched_fork_and_audit_alloc() {
+    let kernel_5_10 = || hooks_without(&[Check::PerfEventInitTask]);
+    let behind = |ret| {
+        through(
+            ret,
+            &[Check::ArchDupTaskStruct, Check::CopyCreds, Check::SchedFork],
+        )
+    };
+    let perf = Some("perf_event_init_task");
+    let denied = -libc::EACCES;
+    assert_cases(vec![
+        case(
+            "ENOMEM",
+            behind(ENOMEM),
+            kernel_5_10(),
+            Cause::PerfInheritFailed,
+            perf,
+        ),
+        case(
+            "EACCES",
+            behind(denied),
+            kernel_5_10(),
+            Cause::PerfInheritFailed,
+            perf,
+        ),
+        case(
+            "EAGAIN",
+            behind(EAGAIN),
+            kernel_5_10(),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "watched",
+            behind(denied),
+            base_hooks(),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "further on",
+            behind(denied).reached(Check::AuditAlloc),
+            kernel_5_10(),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "audit_alloc not watched",
+            behind(denied),
+            hooks_without(&[Check::PerfEventInitTask, Check::AuditAlloc]),
+            Cause::Unknown,
+            None,
+        ),
+        case(
+            "sched_fork refused",
+            behind(denied).failed(Check::SchedFork, denied),
+            kernel_5_10(),
+            Cause::Unknown,
+            Some("sched_fork"),
+        ),
+    ]);
+}

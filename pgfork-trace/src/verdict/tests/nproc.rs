@@ -358,3 +358,41 @@ fn by_stage_names_what_could_not_be_seen() {
     assert_eq!(verdict.not_seen, ["not attached"], "the check itself");
     assert_eq!(verdict.check.unwrap().returned, None);
 }
+
+#[test]
+fn an_execve_after_setuid_pays_for_the_limit() {
+    let execve = |count, limit| {
+        let attempt = hooked(EAGAIN)
+            .change(|it| {
+                it.source = source::EXECVE;
+                it.stages = 0;
+            })
+            .failed(Check::Execve, EAGAIN)
+            .nproc(count, limit)
+            .threads(900, 900)
+            .done();
+        judge(&attempt, &facts(), &base_hooks())
+    };
+    let verdict = execve(401, 400);
+    assert_eq!(verdict.cause, Cause::ExecAfterSetuidNproc);
+    assert_eq!(verdict.certainty, Certainty::Deduced);
+    assert_eq!(verdict.check.unwrap().function, "__x64_sys_execve");
+    assert!(matches!(
+        verdict.scope,
+        Some(Scope::User {
+            uid: Some(POSTGRES),
+            ..
+        })
+    ));
+    assert!(
+        verdict.remedy[0]
+            .change
+            .starts_with("prlimit --pid 1843 --nproc=")
+    );
+    // No other check of a fork explains it: it was none.
+    assert!(verdict.also_possible.is_empty() && verdict.trail.len() == 1);
+    // The process itself counts, so the limit itself is not yet over it.
+    let verdict = execve(400, 400);
+    assert_eq!(verdict.cause, Cause::Unknown);
+    assert!(verdict.remedy.is_empty() && verdict.also_possible.is_empty());
+}
