@@ -351,8 +351,8 @@ pub struct NprocLevel {
     pub limit: u64,
     /// Inode number of the user namespace, 0 when it could not be read.
     pub userns_inum: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Not 0: the count in `user_struct` (before 5.14).
+    pub of_user: u32,
 }
 
 /// One pid namespace, from the one that the child would have been in upwards.

@@ -110,6 +110,8 @@ offsets! {
     task_ptrace: "task_struct", "ptrace";
     /// `task_struct.files`
     task_files: "task_struct", "files";
+    /// `signal_struct.live`
+    signal_live: "signal_struct", "live";
     /// `signal_struct.oom_score_adj`
     signal_oom_score_adj: "signal_struct", "oom_score_adj";
     /// `files_struct.fdt`

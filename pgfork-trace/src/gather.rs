@@ -15,8 +15,10 @@ use pgfork_trace_common::Attempt;
 use crate::{
     host::{
         Pid, Root,
-        cgroup::{self, Chain, Controller, Level},
-        memory, process, sysctl,
+        cgroup::{self, Chain, Controller, Level, Manager},
+        memory,
+        process::{self, Accounted},
+        sysctl,
     },
     output::escape,
     verdict::{
@@ -33,6 +35,11 @@ const FRESH: Duration = Duration::from_millis(200);
 const SLOW_FRESH: Duration = Duration::from_secs(5);
 /// Children whose mappings are looked at for the cost of a backend.
 const SAMPLED_CHILDREN: usize = 5;
+/// The smallest of so many are taken.
+const SIZED_CHILDREN: usize = 32;
+/// Resident memory of children whose page tables are walked in one go, at most, in bytes: far less
+/// than elsewhere, because the kernel's records wait meanwhile.
+const WALKED_OF_CHILDREN: u64 = 1 << 30;
 /// Names kept of a user's tasks.
 const TOP_TASKS: usize = 5;
 const STRICT: i32 = 2;
@@ -44,20 +51,14 @@ pub struct Gatherer {
     page_size: u64,
     cpus: u64,
     quick: HashMap<Pid, (Instant, Facts)>,
-    slow: HashMap<Pid, (Instant, Slow)>,
+    charges: HashMap<Pid, (Instant, Option<Accounted>)>,
+    backends: HashMap<Pid, (Instant, BackendCost)>,
     tasks: HashMap<u32, (Instant, Vec<(String, u64)>)>,
     memory: HashMap<Pid, (Instant, Vec<MemcgFact>)>,
     killable: HashMap<Pid, (Instant, KillableFact)>,
     log: Log,
     kernel: Option<(u32, u32)>,
     security_modules: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Slow {
-    fork_charge_bytes: Option<u64>,
-    largest_mapping_bytes: Option<u64>,
-    backends: BackendCost,
 }
 
 impl Gatherer {
@@ -74,7 +75,8 @@ impl Gatherer {
             page_size: system_value(libc::_SC_PAGESIZE).unwrap_or(4096),
             cpus: system_value(libc::_SC_NPROCESSORS_ONLN).unwrap_or(1),
             quick: HashMap::new(),
-            slow: HashMap::new(),
+            charges: HashMap::new(),
+            backends: HashMap::new(),
             tasks: HashMap::new(),
         }
     }
@@ -83,14 +85,28 @@ impl Gatherer {
     pub fn facts(&mut self, attempt: &Attempt, now: Instant) -> Facts {
         let pid = attempt.tgid;
         let mut facts = self.facts_of(pid, now);
+        // What a server's short-lived descendant was refused is mended at the server.
+        let server = match attempt.watched {
+            0 => pid,
+            watched => watched,
+        };
+        if server != pid {
+            let above = self.facts_of(server, now);
+            facts.pid = server;
+            facts.unit = above.unit;
+            facts.hard_limits = above.hard_limits;
+            if facts.cgroups.is_empty() {
+                facts.cgroups = above.cgroups;
+            }
+        }
         if facts
             .overcommit
             .is_some_and(|settings| settings.mode == STRICT)
         {
-            let slow = self.slow(pid, now);
-            facts.fork_charge_bytes = slow.fork_charge_bytes;
-            facts.largest_mapping_bytes = slow.largest_mapping_bytes;
-            facts.backends = slow.backends;
+            let own = self.charge(pid, now);
+            facts.fork_charge_bytes = own.map(|it| it.total_bytes);
+            facts.largest_mapping_bytes = own.map(|it| it.largest_bytes);
+            facts.backends = self.backends(server, now);
         }
         if attempt.ret == -libc::EAGAIN && attempt.nproc_levels > 0 {
             facts.user_tasks = self.tasks(attempt.state.uid, now);
@@ -112,14 +128,23 @@ impl Gatherer {
     }
 
     /// Takes what the kernel has logged meanwhile, so that it is known when that was.
+    /// What is not fresh any more is forgotten: nobody says when a descendant ends.
     pub fn tick(&mut self, now: Instant) {
         self.log.fetch(now);
+        let age = |at: &Instant| now.saturating_duration_since(*at);
+        self.quick.retain(|_, (at, _)| age(at) < FRESH);
+        self.memory.retain(|_, (at, _)| age(at) < FRESH);
+        self.charges.retain(|_, (at, _)| age(at) < SLOW_FRESH);
+        self.backends.retain(|_, (at, _)| age(at) < SLOW_FRESH);
+        self.killable.retain(|_, (at, _)| age(at) < SLOW_FRESH);
+        self.tasks.retain(|_, (at, _)| age(at) < SLOW_FRESH);
     }
 
     /// Forgets a process that ended.
     pub fn forget(&mut self, pid: Pid) {
         self.quick.remove(&pid);
-        self.slow.remove(&pid);
+        self.charges.remove(&pid);
+        self.backends.remove(&pid);
         self.memory.remove(&pid);
         self.killable.remove(&pid);
     }
@@ -138,7 +163,7 @@ impl Gatherer {
             unit: chain
                 .as_ref()
                 .and_then(|chain| cgroup::unit_of(&chain.path))
-                .filter(|unit| unit.kind == cgroup::UnitKind::Service)
+                .filter(cgroup::UnitRef::is_system_service)
                 .map(|unit| unit.unit),
             cgroups: chain.map(|chain| cgroup_facts(&chain)).unwrap_or_default(),
             pid,
@@ -149,37 +174,49 @@ impl Gatherer {
         }
     }
 
-    fn slow(&mut self, pid: Pid, now: Instant) -> Slow {
-        if let Some((at, slow)) = self.slow.get(&pid)
-            && now.duration_since(*at) < SLOW_FRESH
+    /// What a fork of this process charges, unless it has too much resident memory to look at.
+    fn charge(&mut self, pid: Pid, now: Instant) -> Option<Accounted> {
+        if let Some((at, charge)) = self.charges.get(&pid)
+            && now.saturating_duration_since(*at) < SLOW_FRESH
         {
-            return slow.clone();
+            return *charge;
         }
-        let accounted = |pid| {
-            process::accounted(&self.root, pid)
-                .ok()
-                .flatten()
-                .map(|it| it.total_bytes)
+        let mut budget = process::WALKED_BYTES;
+        let charge = process::accounted_within(&self.root, pid, &mut budget);
+        self.charges.insert(pid, (read_at(now), charge));
+        charge
+    }
+
+    /// The cost of a backend, by some of those that run: the smallest ones, as whoever looks at
+    /// a large one keeps the kernel's records waiting.
+    fn backends(&mut self, server: Pid, now: Instant) -> BackendCost {
+        if let Some((at, cost)) = self.backends.get(&server)
+            && now.saturating_duration_since(*at) < SLOW_FRESH
+        {
+            return *cost;
+        }
+        let children = process::children(&self.root, server);
+        let resident = |pid: &Pid| {
+            let status = process::status(&self.root, *pid).ok().flatten()?;
+            Some((status.vm_rss_bytes?, *pid))
         };
-        let children = process::children(&self.root, pid);
-        let mut charges: Vec<u64> = children
+        let newest = children.iter().rev().take(SIZED_CHILDREN);
+        let mut sized: Vec<(u64, Pid)> = newest.filter_map(resident).collect();
+        sized.sort_unstable();
+        let mut budget = WALKED_OF_CHILDREN;
+        let mut charges: Vec<u64> = sized
             .iter()
-            .rev()
             .take(SAMPLED_CHILDREN)
-            .filter_map(|child| accounted(*child))
+            .map_while(|(_, pid)| process::accounted_within(&self.root, *pid, &mut budget))
+            .map(|it| it.total_bytes)
             .collect();
         charges.sort_unstable();
-        let own = process::accounted(&self.root, pid).ok().flatten();
-        let slow = Slow {
-            fork_charge_bytes: own.map(|it| it.total_bytes),
-            largest_mapping_bytes: own.map(|it| it.largest_bytes),
-            backends: BackendCost {
-                children: children.len() as u64,
-                commit_bytes: charges.get(charges.len() / 2).copied(),
-            },
+        let cost = BackendCost {
+            children: children.len() as u64,
+            commit_bytes: charges.get(charges.len() / 2).copied(),
         };
-        self.slow.insert(pid, (now, slow.clone()));
-        slow
+        self.backends.insert(server, (read_at(now), cost));
+        cost
     }
 
     fn tasks(&mut self, uid: u32, now: Instant) -> Vec<(String, u64)> {
@@ -196,6 +233,11 @@ impl Gatherer {
         self.tasks.insert(uid, (now, tasks.clone()));
         tasks
     }
+}
+
+/// When what took a while to read was read: its age counts from the end.
+fn read_at(now: Instant) -> Instant {
+    now.max(Instant::now())
 }
 
 pub(crate) fn system_value(name: libc::c_int) -> Option<u64> {
@@ -252,8 +294,10 @@ fn cgroup_facts(chain: &Chain) -> Vec<CgroupFact> {
 
 /// What a level is called, and who manages its limit for `controller`.
 pub(crate) fn cgroup_fact(level: &Level, controller: Controller) -> Option<CgroupFact> {
-    // The limit is the unit's own only in the unit's own directory, not below it.
-    let unit = cgroup::unit_of(&level.path).filter(|unit| unit.cgroup == level.path);
+    // The limit is the unit's own only in the unit's own directory, not below it. systemctl does
+    // not find the units of a user's own manager: there the file is named.
+    let unit = cgroup::unit_of(&level.path)
+        .filter(|unit| unit.cgroup == level.path && unit.manager == Manager::System);
     let container = cgroup::container_of(&level.path);
     Some(CgroupFact {
         id: level.inode?,

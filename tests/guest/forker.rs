@@ -73,10 +73,21 @@ fn fire_every(microseconds: libc::suseconds_t) {
     unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
 }
 
-/// What the process does: forks under a timer that fires every 200 microseconds, then waits.
+/// What the process does: its first thread ends, and another one forks.
 pub(crate) fn run() -> Result<()> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
+    std::thread::spawn(|| {
+        let failed = fork_under_signals().is_err();
+        std::process::exit(i32::from(failed));
+    });
+    // SAFETY: ends this thread, and not the process; nothing waits for what it owns.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    Ok(())
+}
+
+/// Forks under a timer that fires every 200 microseconds, then waits.
+fn fork_under_signals() -> Result<()> {
     // SAFETY: all zeroes is a valid sigaction; the handler does nothing.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -86,7 +97,7 @@ pub(crate) fn run() -> Result<()> {
     }
     fire_every(200);
     for _ in 0..Forker::FORKS {
-        // SAFETY: the child only ends; the parent has one thread and waits for it.
+        // SAFETY: the child only ends; the parent has one thread left and waits for it.
         unsafe {
             let pid = libc::fork();
             if pid == 0 {
@@ -99,6 +110,6 @@ pub(crate) fn run() -> Result<()> {
     fire_every(0);
     println!("done");
     // Until the parent has seen enough.
-    std::io::stdin().read_line(&mut line)?;
+    std::io::stdin().read_line(&mut String::new())?;
     Ok(())
 }

@@ -1,12 +1,12 @@
-//! The tool is started when the host, or the cgroup it is started in, has next to nothing left.
+//! The tool, or the server, is started when the host or its cgroup has next to nothing left.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    limits::{Restored, meminfo, set_sysctl},
-    scenarios::{ENOMEM, certainty, check_common, first},
+    limits::{Cgroups, Restored, meminfo, set_sysctl},
+    scenarios::{EAGAIN, ENOMEM, certainty, check_common, expect_eq, first},
     server::{RunningClient, Server, wait_for},
     tracer::Tracer,
 };
@@ -102,5 +102,57 @@ fn watches_in(server: &Server, scenario: &str, method: &str, cgroup: &Path) -> R
         said.only("totals")?["forks"].as_u64() >= Some(1),
         "the connection is a fork"
     );
+    Ok(())
+}
+
+/// The server is started anew inside the outage: its very first fork is refused, and it ends.
+pub(crate) fn restart_refused(server: &mut Server, method: &str) -> Result<()> {
+    let cgroups = Cgroups::make()?;
+    fs::write(cgroups.inner.join("pids.max"), "1")?;
+    let old = server.pid;
+    let tracer = Tracer::start("restart_refused", method, &[])?;
+    let mut failed = (0, 0);
+    let outcome = server.fail_to_start_in(&cgroups.inner, |pid, log| {
+        failed = (pid, log.matches(EAGAIN).count());
+        ensure!(failed.1 > 0, "no fork was refused: {log}");
+        wait_for("pgfork-trace reports it", || {
+            (tracer.refusals() > 0).then_some(())
+        })
+    });
+    cgroups.open()?;
+    outcome?;
+    let said = tracer.stop()?;
+    let (pid, logged) = failed;
+    expect_eq!(said.of("refusal").len(), logged, "refusals reported");
+    let refusal = first(&said)?;
+    expect_eq!(refusal["errno"]["name"], "EAGAIN", "errno");
+    expect_eq!(refusal["cause"], "pids_cgroup_max", "cause");
+    expect_eq!(refusal["certainty"], certainty(method, false), "certainty");
+    expect_eq!(refusal["scope"]["path"], "/pgtest/inner", "path");
+    expect_eq!(refusal["postmaster"]["kind"], "postmaster", "kind");
+    expect_eq!(refusal["postmaster"]["pid"], pid, "pid");
+    ensure!(
+        refusal["postmaster"]["data_dir"]
+            .as_str()
+            .is_some_and(|it| it.ends_with("/main")),
+        "data directory: {refusal}"
+    );
+    let events: Vec<(&str, u64)> = said
+        .of("postmaster")
+        .into_iter()
+        .filter_map(|line| Some((line["event"].as_str()?, line["postmaster"]["pid"].as_u64()?)))
+        .collect();
+    let own = |event, pid: u32| (event, u64::from(pid));
+    let expected = [
+        own("gone", old),
+        own("restarted", pid),
+        own("gone", pid),
+        own("restarted", server.pid),
+    ];
+    ensure!(
+        expected.starts_with(&events) && events.len() >= 3,
+        "events: {events:?}"
+    );
+    expect_eq!(said.only("end")?["accounted"], true, "accounted");
     Ok(())
 }

@@ -85,13 +85,52 @@ impl Server {
         self.pg_ctl(&["-w", "-m", "fast", "stop"])
     }
 
-    /// Starts it.
-    pub(crate) fn launch(&mut self) -> Result<()> {
-        // Without autovacuum only connections fork.
-        let config = format!(
+    /// Without autovacuum only connections fork.
+    fn config(&self) -> String {
+        format!(
             "-c config_file=/etc/postgresql/{0}/main/postgresql.conf -c hba_file={HBA} -c logging_collector=off -c autovacuum=off",
             self.major
-        );
+        )
+    }
+
+    /// Stops it at once, lets the postmaster be started in `cgroup`, where it fails, and starts
+    /// it anew outside. `failed` gets the pid of the one that failed, and what it wrote.
+    pub(crate) fn fail_to_start_in(
+        &mut self,
+        cgroup: &Path,
+        failed: impl FnOnce(u32, &str) -> Result<()>,
+    ) -> Result<()> {
+        self.pg_ctl(&["-w", "-m", "immediate", "stop"])?;
+        let mut command = Command::new("sh");
+        command
+            .args([
+                "-c",
+                "echo $$ > \"$1/cgroup.procs\"; shift; exec \"$@\"",
+                "sh",
+            ])
+            .arg(cgroup)
+            .args("setpriv --reuid=postgres --regid=postgres --init-groups postgres -D".split(' '))
+            .arg(self.data_dir())
+            .args(self.config().split(' '))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = command.spawn()?;
+        let pid = child.id();
+        let output = child.wait_with_output()?;
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        let outcome = match output.status.success() {
+            true => Err(anyhow::anyhow!("the server ended well: {log}")),
+            false => failed(pid, &log),
+        };
+        self.launch()?;
+        outcome
+    }
+
+    /// Starts it.
+    pub(crate) fn launch(&mut self) -> Result<()> {
+        let config = self.config();
         self.pg_ctl(&["-w", "-t", "120", "-l", LOG, "-o", &config, "start"])?;
         let lock = fs::read_to_string(self.data_dir().join("postmaster.pid"))?;
         self.pid = lock

@@ -13,7 +13,7 @@ const RLIMIT_NPROC: u64 = 6;
 /// Size of `struct rlimit`: two unsigned longs.
 const RLIMIT_SIZE: u64 = 16;
 
-/// `is_rlimit_overlimit` returned; true is necessary for a refusal, not
+/// `is_rlimit_overlimit` (`is_ucounts_overlimit` in 5.14 to 5.18) returned; true is necessary for a refusal, not
 /// sufficient: privileged tasks pass all the same (kernel/fork.c `copy_process`).
 #[inline(always)]
 pub fn over_limit(ret: u64) {
@@ -58,8 +58,7 @@ fn walk(attempt: &mut Attempt) {
     };
     attempt.nproc_levels = 0;
     for number in 0..MAX_NPROC_LEVELS {
-        // enum rlimit_type: UCOUNT_RLIMIT_NPROC is 0 in 6.1 to 7.2
-        // (include/linux/user_namespace.h); user space verifies it in the BTF.
+        // User space adds the place of RLIMIT_NPROC to the offsets of the arrays.
         let Some(count) = read_at::<i64>(ucounts, offset!(ucounts_rlimit)) else {
             break;
         };
@@ -70,10 +69,11 @@ fn walk(attempt: &mut Attempt) {
             count,
             limit,
             userns_inum: read_at(userns, offset!(userns_inum)).unwrap_or(0),
-            pad: 0,
+            of_user: 0,
         };
         attempt.nproc_levels = number as u32 + 1;
-        // Upper levels: kernel/ucount.c `is_rlimit_overlimit`, 6.1 to 7.2.
+        // Upper levels: kernel/ucount.c `is_rlimit_overlimit`, 6.1 to 7.2, and
+        // `is_ucounts_overlimit`, 5.14 to 5.18.
         limit = read_at::<i64>(userns, offset!(userns_rlimit_max)).unwrap_or(i64::MAX) as u64;
         ucounts = read_at(userns, offset!(userns_ucounts)).unwrap_or(0);
         if ucounts == 0 {
@@ -102,7 +102,7 @@ fn by_user(attempt: &mut Attempt, cred: u64, limit: u64) {
         count: count as i64,
         limit,
         userns_inum: read_at(userns, offset!(userns_inum)).unwrap_or(0),
-        pad: 0,
+        of_user: 1,
     };
     attempt.nproc_levels = 1;
     attempt.valid |= valid::NPROC;

@@ -126,7 +126,7 @@ impl Capture {
         self.watched
             .insert(pid, watched, 0)
             .map_err(|source| CaptureError::TooManyWatched { pid, source })?;
-        if let Some(library) = library {
+        if let Some(library) = library.filter(|_| !self.forks.contains_key(&pid)) {
             match attach::fork_probes(&mut self.ebpf, pid, &library) {
                 Ok(probes) => {
                     self.forks.insert(pid, probes);
@@ -161,6 +161,27 @@ impl Capture {
             return Ok(None);
         }
         Ok(libc_fork::locate(pid).ok())
+    }
+
+    /// Whether [`Self::watch`] finds all that it needs: right after a process has executed a
+    /// program its C library is not mapped, and then not linked yet.
+    #[must_use]
+    pub fn is_ready(&self, pid: u32) -> bool {
+        self.coverage.method != Method::Tracepoint
+            || libc_fork::locate(pid).is_ok_and(|library| library.errno_tp_offset.is_some())
+    }
+
+    /// Stops following `pid`, as if it never had been.
+    pub fn forget(&mut self, pid: u32) {
+        self.unwatch(pid);
+        self.take_totals(pid);
+        self.take_clients(pid);
+        for (key, _) in self.refusals() {
+            if key.tgid == pid {
+                // Absent is what is wanted.
+                let _ = self.refusals.remove(&key);
+            }
+        }
     }
 
     /// Stops following `pid`; its totals remain readable.

@@ -22,9 +22,6 @@ use super::host::{Host, noted, odd};
 
 /// Backends whose mappings are looked at.
 const SAMPLED: usize = 5;
-/// Resident memory whose page tables are walked for that, at most, in bytes: a walk takes time in
-/// proportion to it.
-const WALKED_BYTES: u64 = 8 << 30;
 /// `oom_score_adj` that exempts (mm/oom_kill.c `oom_badness`, 5.10 to 7.2).
 const NEVER_KILLED: i32 = -1000;
 /// Kernel stack of a task, in bytes (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h).
@@ -153,7 +150,7 @@ impl<'h> Server<'h> {
 
     fn service(&self) -> Option<String> {
         let unit = self.postmaster.unit.as_ref()?;
-        (unit.kind == cgroup::UnitKind::Service).then(|| unit.unit.clone())
+        unit.is_system_service().then(|| unit.unit.clone())
     }
 
     /// Levels that have the controller, without this program where it is below one.
@@ -248,7 +245,7 @@ impl<'h> Server<'h> {
             let status = process::status(root, seen.pid).ok().flatten();
             walked += status.as_ref().and_then(|it| it.vm_rss_bytes).unwrap_or(0);
             page_tables.extend(status.and_then(|it| it.vm_pte_bytes));
-            if walked > WALKED_BYTES && !sample.is_empty() {
+            if walked > process::WALKED_BYTES && !sample.is_empty() {
                 break;
             }
             let found = process::accounted(root, seen.pid).ok().flatten();

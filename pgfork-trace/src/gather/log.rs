@@ -62,6 +62,10 @@ fn fact(entry: Entry) -> LogFact {
         Entry::CommitRefused(pid) => LogFact::CommitRefused { pid },
         Entry::PidsRejected(path) => LogFact::PidsRejected { path: text(path) },
         Entry::NothingKillable => LogFact::NothingKillable,
+        Entry::CgroupOutOfMemory(pid, path) => LogFact::CgroupOutOfMemory {
+            pid,
+            path: text(path),
+        },
         Entry::CgroupKilled(pid) => LogFact::CgroupKilled { pid },
         Entry::HostKilled(pid) => LogFact::HostKilled { pid },
         Entry::AllocationFailed(comm) => LogFact::AllocationFailed { comm: text(comm) },

@@ -48,7 +48,7 @@ impl Gatherer {
             }
             let heuristic = facts.overcommit.is_some_and(|settings| settings.mode == 0);
             if after_the_fact && heuristic {
-                facts.largest_mapping_bytes = self.slow(pid, now).largest_mapping_bytes;
+                facts.largest_mapping_bytes = self.charge(pid, now).map(|it| it.largest_bytes);
             }
         }
         let limits = [-libc::EAGAIN, -libc::ENOMEM];

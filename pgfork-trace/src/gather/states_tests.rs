@@ -107,6 +107,86 @@ fn the_kernel_log_counts_for_a_moment() {
 }
 
 #[test]
+fn a_descendants_refusal_is_mended_at_the_server() {
+    let fake = tree();
+    fake.write("proc/900/cgroup", "0::/\n");
+    let mut gatherer = Gatherer::new(fake.root().clone());
+    let mut refused = attempt(-libc::EAGAIN);
+    refused.tgid = 900;
+    refused.watched = 700;
+    let start = Instant::now();
+    assert_eq!(gatherer.facts(&refused, start).pid, 700);
+    assert_eq!(gatherer.facts(&attempt(-libc::EAGAIN), start).pid, 700);
+    // What nobody says the end of is forgotten by its age.
+    assert_eq!(gatherer.quick.len(), 2);
+    gatherer.tick(start + FRESH / 2);
+    assert_eq!(gatherer.quick.len(), 2);
+    gatherer.tick(start + FRESH);
+    assert!(gatherer.quick.is_empty());
+}
+
+#[test]
+fn large_backends_are_not_walked() {
+    let fake = FakeRoot::new();
+    fake.write("proc/sys/vm/overcommit_memory", "2\n");
+    let resident = |pid: u32, bytes: u64| {
+        fake.process(&crate::host::fake::FakeProcess {
+            parent: if pid == 700 { 1 } else { 700 },
+            ..crate::host::fake::FakeProcess::new(pid)
+        });
+        fake.write(
+            format!("proc/{pid}/status"),
+            format!("Tgid:\t{pid}\nPid:\t{pid}\nPPid:\t700\nUid:\t1\t1\t1\t1\nThreads:\t1\nVmRSS:\t{} kB\n", bytes >> 10),
+        );
+        fake.write(
+            format!("proc/{pid}/smaps"),
+            format!("Size: {} kB\nVmFlags: rd wr mr mw me ac\n", pid),
+        );
+    };
+    resident(700, 1 << 20);
+    resident(701, 600 << 20);
+    resident(702, 64 << 30);
+    resident(703, 300 << 20);
+    let mut gatherer = Gatherer::new(fake.root().clone());
+    let cost = gatherer.backends(700, Instant::now());
+    assert_eq!(cost.children, 3);
+    assert_eq!(cost.commit_bytes, Some(703 << 10), "of 701 and 703");
+    assert!(gatherer.charge(700, Instant::now()).is_some());
+    resident(700, 64 << 30);
+    gatherer.forget(700);
+    assert_eq!(gatherer.charge(700, Instant::now()), None);
+}
+
+#[test]
+fn the_unit_of_a_users_own_manager_is_named_by_its_file() {
+    let fake = FakeRoot::new();
+    fake.write(
+        "proc/self/mountinfo",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+    );
+    let user = "/user.slice/user-1000.slice/user@1000.service";
+    for (pid, path, unit) in [
+        (
+            700,
+            "/system.slice/pg.service".to_owned(),
+            Some("pg.service"),
+        ),
+        (701, user.to_owned(), Some("user@1000.service")),
+        (702, format!("{user}/app.slice/pg.service"), None),
+    ] {
+        fake.write(format!("proc/{pid}/cgroup"), format!("0::{path}\n"));
+        fake.write(format!("sys/fs/cgroup{path}/pids.max"), "10\n");
+        fake.write(format!("sys/fs/cgroup{path}/pids.current"), "10\n");
+        let mut gatherer = Gatherer::new(fake.root().clone());
+        let facts = gatherer.facts_of(pid, Instant::now());
+        let own = &facts.cgroups[0];
+        assert_eq!(own.path, path);
+        assert_eq!(own.unit.as_ref().map(|it| it.name.as_str()), unit);
+        assert_eq!(facts.unit.as_deref(), unit);
+    }
+}
+
+#[test]
 fn this_process_has_a_normal_policy() {
     assert_eq!(reset_on_fork(std::process::id()), Some(false));
 }

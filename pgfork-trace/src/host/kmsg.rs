@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use super::oom_log::{self, OomLine};
 use super::read::is_absent;
 use super::{Pid, Root};
 
@@ -108,6 +109,9 @@ pub enum Entry {
     PidsRejected(String),
     /// `Out of memory and no killable processes...`.
     NothingKillable,
+    /// `oom-kill:constraint=CONSTRAINT_MEMCG,...,oom_memcg=PATH,...,pid=N,...`: the victim, and
+    /// the memory cgroup that was short.
+    CgroupOutOfMemory(Pid, String),
     /// `Memory cgroup out of memory: Killed process N (C)`.
     CgroupKilled(Pid),
     /// `Out of memory: Killed process N (C)`.
@@ -172,6 +176,13 @@ fn entry(message: &str) -> Option<Entry> {
     } else if let Some(rest) = message.strip_prefix("Memory cgroup out of memory: Killed process ")
     {
         number(rest).map(Entry::CgroupKilled)
+    } else if message.starts_with("oom-kill:") {
+        match oom_log::parse(message)? {
+            OomLine::Chosen(chosen) => {
+                Some(Entry::CgroupOutOfMemory(chosen.pid, chosen.oom_memcg?))
+            }
+            _ => None,
+        }
     } else if message.contains("ut of memory and no killable processes") {
         Some(Entry::NothingKillable)
     } else if let Some(rest) = message.strip_prefix("Out of memory: Killed process ") {
@@ -293,6 +304,8 @@ mod tests {
             b"6,2,100,-;cgroup: fork rejected by pids controller in /a b/c\n\
               4,3,300,-;__vm_enough_memory: pid: 8, comm: x, bytes: 1 not enough memory for the allocation\n\
               3,4,400,-;Memory cgroup out of memory: Killed process 9 (a) total-vm:1kB\n\
+              6,4,450,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,oom_memcg=/a,task_memcg=/a/b,task=a,pid=9,uid=0\n\
+              6,4,450,-;oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,task_memcg=/a,task=a,pid=9,uid=0\n\
               3,5,500,-;Out of memory: Killed process 10 (java) total-vm:1kB\n\
               3,6,600,-;Out of memory and no killable processes...\n\
               4,7,700,-;postgres: page allocation failure: order:0, mode:0x1\n\
@@ -307,6 +320,7 @@ mod tests {
                 Entry::PidsRejected("/a b/c".to_owned()),
                 Entry::CommitRefused(8),
                 Entry::CgroupKilled(9),
+                Entry::CgroupOutOfMemory(9, "/a".to_owned()),
                 Entry::HostKilled(10),
                 Entry::NothingKillable,
                 Entry::AllocationFailed("postgres".to_owned()),

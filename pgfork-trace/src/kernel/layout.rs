@@ -10,6 +10,13 @@ use super::btf::{Btf, BtfError, Wanted};
 const PIDS_CGRP_ID: &str = "pids_cgrp_id";
 const UCOUNT_RLIMIT_NPROC: &str = "UCOUNT_RLIMIT_NPROC";
 
+/// Arrays of limits that are counted by user, and their names in 5.14 to 5.18, where other counts
+/// stand before them (include/linux/user_namespace.h).
+const COUNTS_OF_TASKS: [((&str, &str), &str); 2] = [
+    (("ucounts", "rlimit"), "ucount"),
+    (("user_namespace", "rlimit_max"), "ucount_max"),
+];
+
 /// Fields without which nothing can be watched, on any kernel.
 const NEEDED: &[(&str, &str)] = &[
     ("task_struct", "signal"),
@@ -40,6 +47,7 @@ impl Layout {
             .flat_map(|(_, path)| path.split('.'))
             .collect();
         members.extend([PIDS_CGRP_ID, UCOUNT_RLIMIT_NPROC]);
+        members.extend(COUNTS_OF_TASKS.map(|(_, before)| before));
         Wanted { types, members }
     }
 
@@ -58,15 +66,19 @@ impl Layout {
                 None => {}
             }
         }
-        // The kernel side reads ucounts.rlimit[0]; that is RLIMIT_NPROC's count in
-        // 6.1 to 7.2 (include/linux/user_namespace.h). Elsewhere it is not read.
-        if btf
-            .constant(UCOUNT_RLIMIT_NPROC)
-            .is_some_and(|index| index != 0)
-        {
-            for (slot, field) in offsets.iter_mut().zip(OFFSET_FIELDS) {
-                if *field == ("ucounts", "rlimit") {
-                    *slot = ABSENT;
+        // The kernel side is told where RLIMIT_NPROC's own long lies: the first in 6.1 to 7.2.
+        if let Some(index) = btf.constant(UCOUNT_RLIMIT_NPROC) {
+            for (field, before) in COUNTS_OF_TASKS {
+                let array = match btf.offset_of(field.0, field.1)? {
+                    Some(array) => Some(array),
+                    None => btf.offset_of(field.0, before)?,
+                };
+                let place = u32::try_from(index).ok().map(|index| 8 * index);
+                let own = array.zip(place).map(|(array, place)| array + place);
+                for (slot, other) in offsets.iter_mut().zip(OFFSET_FIELDS) {
+                    if *other == field {
+                        *slot = own.unwrap_or(ABSENT);
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! namespace of the process; so containers need nothing special. Everything it says, and every
 //! name, is text that others chose: kept byte for byte here, to be escaped where it is shown.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -245,11 +245,63 @@ pub fn presumed(root: &Root, candidate: &Candidate) -> Result<Option<Postmaster>
     let exe = process::exe(root, pid);
     let mut postmaster = describe(root, pid, &stat, &status, exe, LockFile::default());
     if postmaster.data_dir.as_os_str().is_empty() {
-        let arguments = process::cmdline(root, pid)?;
-        let named = arguments.iter().skip_while(|argument| *argument != "-D");
-        postmaster.data_dir = named.skip(1).map(PathBuf::from).next().unwrap_or_default();
+        postmaster.data_dir = named_directory(&process::cmdline(root, pid)?);
     }
     Ok(Some(postmaster))
+}
+
+/// How a server program is told to be something else than a postmaster, by its first argument
+/// (src/backend/main/main.c `main`, PostgreSQL 13 to 18).
+const OTHER_MODES: [&str; 6] = [
+    "--boot",
+    "--check",
+    "--describe-config",
+    "--forkboot",
+    "--forkchild",
+    "--single",
+];
+
+/// A process that has just executed a server's program, with what its arguments say: it has no
+/// lock file yet, and may have none any more when it is looked at again. `Ok(None)` when it has
+/// ended, runs another program, is a child of a server, or is told to be no postmaster.
+///
+/// # Errors
+/// As [`identify`].
+pub fn starting(root: &Root, pid: Pid) -> Result<Option<Postmaster>, ReadError> {
+    let Some((stat, status)) = process::stat(root, pid)?.zip(process::status(root, pid)?) else {
+        return Ok(None);
+    };
+    let exe = process::exe(root, pid);
+    if !is_server_name(exe.as_ref(), &stat.comm) || is_child(root, pid, exe.as_ref(), &stat)? {
+        return Ok(None);
+    }
+    let arguments = process::cmdline(root, pid)?;
+    let mode = arguments.get(1).and_then(|first| first.to_str());
+    let is_titled = |name: &OsString| name.as_bytes().starts_with(b"postgres: ");
+    if mode.is_some_and(|first| OTHER_MODES.contains(&first))
+        || arguments.first().is_some_and(is_titled)
+    {
+        return Ok(None);
+    }
+    let data_dir = named_directory(&arguments);
+    let mut postmaster = describe(root, pid, &stat, &status, exe, LockFile::default());
+    let seen = root.pid(pid).join("root");
+    let relative = data_dir.strip_prefix("/").unwrap_or(&data_dir);
+    postmaster.version = version_in(&seen.join(relative));
+    postmaster.data_dir = data_dir;
+    Ok(Some(postmaster))
+}
+
+/// The data directory that the arguments name (`-D DIRECTORY`).
+fn named_directory(arguments: &[OsString]) -> PathBuf {
+    let named = arguments.iter().skip_while(|argument| *argument != "-D");
+    named.skip(1).map(PathBuf::from).next().unwrap_or_default()
+}
+
+fn version_in(data_dir: &Path) -> Option<String> {
+    small_regular(&data_dir.join("PG_VERSION"), 64)
+        .ok()
+        .and_then(|content| version(&content))
 }
 
 /// By the executable; by the process's name only if that cannot be read.
@@ -312,9 +364,7 @@ fn describe(
         start_ticks: stat.start_ticks,
         port: lock_file.port,
         data_dir,
-        version: small_regular(&cwd.join("PG_VERSION"), 64)
-            .ok()
-            .and_then(|content| version(&content)),
+        version: version_in(&cwd),
         exe,
         uid: status.uids.real,
         unit: first_name(own, &cgroups, unit_of),

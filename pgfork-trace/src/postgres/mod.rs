@@ -11,6 +11,7 @@ pub mod titles;
 
 pub use discover::{
     Candidate, Discovery, Identity, Postmaster, Skipped, Why, discover, identify, presumed,
+    starting,
 };
 pub use lock_file::LockFile;
 pub use roles::{Described, Role, describe};

@@ -14,6 +14,7 @@ mod privileges;
 mod refused;
 mod server_logs;
 mod signals;
+mod starting;
 mod totals;
 mod watchlist;
 
@@ -52,7 +53,7 @@ use memory::RequestFactsCache;
 use next::NextLimits;
 use server_logs::ServerLogs;
 use signals::Signals;
-use watchlist::{Found, Watchlist};
+use watchlist::Watchlist;
 
 /// How often folded counts are written and candidates are looked at again.
 const TICK: Duration = Duration::from_millis(250);
@@ -125,10 +126,14 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
     trace.watch_all(&targets)?;
     // Some may have been started, or may have become one, between the look and the attaching.
     for candidate in &discovery.candidates {
-        trace.watchlist.candidate(candidate.pid, Instant::now());
+        trace
+            .watchlist
+            .candidate(&trace.root, candidate.pid, Instant::now());
     }
     for postmaster in postgres::discover(&trace.root)?.postmasters {
-        trace.watchlist.candidate(postmaster.pid, Instant::now());
+        trace
+            .watchlist
+            .candidate(&trace.root, postmaster.pid, Instant::now());
     }
     // These are part of the first line; what hinders is said behind it.
     let mut notices = trace.look_for_named();
@@ -331,6 +336,9 @@ impl Trace<'_> {
                 () = signals.any() => Err(Stop::End(EndReason::Signal)),
                 () = at(deadline) => Err(Stop::End(EndReason::Duration)),
                 _ = tick.tick() => self.tick(),
+                () = tokio::time::sleep(starting::SOON), if self.is_one_linking() => {
+                    self.look_again().map_err(Stop::from)
+                }
             };
             if let Some(logger) = &mut logger {
                 logger.flush();
@@ -399,7 +407,8 @@ impl Trace<'_> {
             .map(|found| found.postmasters)
             .unwrap_or_default()
         {
-            self.watchlist.candidate(postmaster.pid, Instant::now());
+            self.watchlist
+                .candidate(&self.root, postmaster.pid, Instant::now());
         }
         Ok(())
     }
@@ -413,7 +422,7 @@ impl Trace<'_> {
                     if let Some(line) = self.look_at_named(pid) {
                         self.emit(&line)?;
                     }
-                    self.watchlist.candidate(pid, Instant::now());
+                    self.watchlist.candidate(&self.root, pid, Instant::now());
                     self.look_again()?;
                 }
                 Some(Record::Exit(pid)) => self.exited(pid)?,
@@ -451,34 +460,6 @@ impl Trace<'_> {
             killed_by,
         });
         self.emit(&gone)
-    }
-
-    fn look_again(&mut self) -> Result<(), Closed> {
-        if !self.watchlist.has_candidates() {
-            return Ok(());
-        }
-        for Found::New { pid, previous } in self.watchlist.look_again(&self.root, Instant::now()) {
-            if let Err(error) = self.capture.watch(pid, true) {
-                self.watchlist.discard(pid);
-                self.emit(&Notice::line("not_watched", error.to_string()))?;
-                continue;
-            }
-            let Some(watched) = self.watchlist.get_mut(pid) else {
-                continue;
-            };
-            let appeared = Line::Postmaster(PostmasterChange {
-                event: if previous.is_some() {
-                    Change::Restarted
-                } else {
-                    Change::Appeared
-                },
-                postmaster: watched.shown.clone(),
-                previous_pid: previous,
-                killed_by: None,
-            });
-            self.emit(&appeared)?;
-        }
-        Ok(())
     }
 }
 

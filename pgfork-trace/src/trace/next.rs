@@ -17,10 +17,27 @@ use crate::{
 /// Rows are read anew after this time.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// Rows, when they were read, and how long that took.
+#[derive(Debug)]
+struct Known {
+    at: Instant,
+    took: Duration,
+    rows: Vec<Row>,
+}
+
+impl Known {
+    /// What takes long is read as seldom as to take this part of the time at most.
+    const PART: u32 = 20;
+
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < FRESH.max(self.took * Self::PART)
+    }
+}
+
 /// The room under every limit of postmasters that are refused forks.
 #[derive(Debug, Default)]
 pub(super) struct NextLimits {
-    rows: HashMap<Pid, (Instant, Vec<Row>)>,
+    rows: HashMap<Pid, Known>,
 }
 
 impl NextLimits {
@@ -36,13 +53,22 @@ impl NextLimits {
         if verdict.certainty == Certainty::Unknown {
             return None;
         }
-        let fresh = |(at, _): &(Instant, Vec<Row>)| now.duration_since(*at) < FRESH;
-        if !self.rows.get(&postmaster).is_some_and(fresh) {
+        if !self
+            .rows
+            .get(&postmaster)
+            .is_some_and(|it| it.is_fresh(now))
+        {
+            let began = Instant::now();
             let facts = check::headroom_facts(root, postmaster);
-            let rows = facts.map(|facts| headroom(&facts)).unwrap_or_default();
-            self.rows.insert(postmaster, (now, rows));
+            let took = began.elapsed();
+            let known = Known {
+                at: now + took,
+                took,
+                rows: facts.map(|facts| headroom(&facts)).unwrap_or_default(),
+            };
+            self.rows.insert(postmaster, known);
         }
-        let (_, rows) = self.rows.get(&postmaster)?;
+        let rows = &self.rows.get(&postmaster)?.rows;
         next(rows, verdict.cause, verdict.scope.as_ref())
     }
 
@@ -95,7 +121,23 @@ mod tests {
         set_tasks(&fake, 90);
         let almost = FRESH - Duration::from_millis(1);
         assert_eq!(left(Certainty::Deduced, almost), Some(40));
-        assert_eq!(left(Certainty::Deduced, FRESH), Some(10));
+        // However long the first look took.
+        assert_eq!(left(Certainty::Deduced, FRESH * 100), Some(10));
+    }
+
+    #[test]
+    fn what_takes_long_is_read_more_seldom() {
+        let at = Instant::now();
+        let known = |took| Known {
+            at,
+            took,
+            rows: Vec::new(),
+        };
+        let quick = known(Duration::from_millis(10));
+        assert!(!quick.is_fresh(at + FRESH));
+        let slow = known(FRESH);
+        assert!(slow.is_fresh(at + FRESH * 19));
+        assert!(!slow.is_fresh(at + FRESH * 20));
     }
 
     #[test]

@@ -17,18 +17,17 @@ use crate::{
 impl Trace<'_> {
     /// Judges a refused fork and says it.
     pub(super) fn refusal(&mut self, attempt: &Attempt) -> Result<(), Stop> {
-        let facts = self.gatherer.facts(attempt, Instant::now());
-        let verdict = verdict::judge(attempt, &facts, &self.capture.coverage_during(attempt));
         // A descendant's fork belongs to the watched process above it.
         let above = match attempt.watched {
             0 => attempt.tgid,
             watched => watched,
         };
-        let descends = above != attempt.tgid;
-        if descends {
-            // It is not seen when that one ends.
-            self.gatherer.forget(attempt.tgid);
+        if !self.counts(above)? {
+            return Ok(());
         }
+        let facts = self.gatherer.facts(attempt, Instant::now());
+        let verdict = verdict::judge(attempt, &facts, &self.capture.coverage_during(attempt));
+        let descends = above != attempt.tgid;
         self.refusals += 1;
         let Some(watched) = self.watchlist.get_mut(above) else {
             return self.count_refusal();

@@ -22,6 +22,8 @@ use crate::{
 
 /// A process that is named like a postmaster but has no lock file yet is looked at again for this long.
 const CANDIDATE_FOR: Duration = Duration::from_secs(120);
+/// Right after it has executed a program, the C library of a process is not mapped yet.
+const LINKING: Duration = Duration::from_secs(1);
 
 /// Ended processes that are kept apart.
 const MOST_GONE: usize = 256;
@@ -87,13 +89,33 @@ pub(super) struct Watchlist {
     filter: Filter,
     alive: BTreeMap<Pid, Watched>,
     gone: Vec<Watched>,
-    candidates: BTreeMap<Pid, Instant>,
+    candidates: BTreeMap<Pid, Candidate>,
 }
 
-/// What a look at a candidate found.
-pub(super) enum Found {
-    /// A new postmaster; a predecessor in the same data directory, if there was one.
-    New { pid: Pid, previous: Option<Pid> },
+/// A process that is called like a postmaster.
+struct Candidate {
+    since: Instant,
+    /// What its arguments say; `None` for what is not starting as a postmaster.
+    starting: Option<Box<Postmaster>>,
+    /// Its forks are recorded already, and judged once it is known what it is.
+    followed: bool,
+}
+
+/// A new postmaster.
+pub(super) struct Found {
+    pub(super) pid: Pid,
+    /// A predecessor in the same data directory.
+    pub(super) previous: Option<Pid>,
+    /// Its forks were recorded before it was known.
+    pub(super) followed: bool,
+}
+
+/// What a look at the candidates found.
+#[derive(Default)]
+pub(super) struct Looked {
+    pub(super) found: Vec<Found>,
+    /// Followed, and no postmasters of interest.
+    pub(super) dropped: Vec<Pid>,
 }
 
 impl Watchlist {
@@ -190,9 +212,15 @@ impl Watchlist {
     }
 
     /// A process of that name was started.
-    pub(super) fn candidate(&mut self, pid: Pid, now: Instant) {
+    pub(super) fn candidate(&mut self, root: &Root, pid: Pid, now: Instant) {
         if self.filter.awaits_postmasters() && !self.alive.contains_key(&pid) {
-            self.candidates.insert(pid, now);
+            let starting = postgres::starting(root, pid).ok().flatten();
+            let candidate = Candidate {
+                since: now,
+                starting: starting.map(Box::new),
+                followed: false,
+            };
+            self.candidates.insert(pid, candidate);
         }
     }
 
@@ -200,38 +228,77 @@ impl Watchlist {
         !self.candidates.is_empty()
     }
 
+    pub(super) fn is_candidate(&self, pid: Pid) -> bool {
+        self.candidates.contains_key(&pid) && !self.alive.contains_key(&pid)
+    }
+
+    /// Starting postmasters whose forks are not recorded yet, and whether each has only begun.
+    pub(super) fn unfollowed(&self, now: Instant) -> impl Iterator<Item = (Pid, bool)> {
+        self.candidates
+            .iter()
+            .filter(|(_, it)| !it.followed && it.starting.is_some())
+            .map(move |(pid, it)| (*pid, now.duration_since(it.since) < LINKING))
+    }
+
+    /// The forks of this candidate are recorded from now on.
+    pub(super) fn follow(&mut self, pid: Pid) {
+        if let Some(candidate) = self.candidates.get_mut(&pid) {
+            candidate.followed = true;
+        }
+    }
+
     /// Looks at the candidates again; those that became postmasters of interest are added.
-    pub(super) fn look_again(&mut self, root: &Root, now: Instant) -> Vec<Found> {
-        let mut found = Vec::new();
+    pub(super) fn look_again(&mut self, root: &Root, now: Instant) -> Looked {
+        let mut postmasters = Vec::new();
         let mut done = BTreeSet::new();
-        for (&pid, &since) in &self.candidates {
+        for (&pid, candidate) in &self.candidates {
+            let waits = now.duration_since(candidate.since) < CANDIDATE_FOR;
             match postgres::identify(root, pid) {
                 Ok(Identity::Postmaster(postmaster)) => {
                     // Without a port yet it cannot be told whether a port was asked for.
-                    if postmaster.port.is_none()
-                        && !self.filter.ports.is_empty()
-                        && now.duration_since(since) < CANDIDATE_FOR
-                    {
+                    if postmaster.port.is_none() && !self.filter.ports.is_empty() && waits {
                         continue;
                     }
                     done.insert(pid);
                     if self.wants(root, &postmaster) {
-                        found.push(*postmaster);
+                        postmasters.push(*postmaster);
                     }
                 }
-                Ok(Identity::Candidate(candidate))
-                    if candidate.why != Why::SingleUser
-                        && now.duration_since(since) < CANDIDATE_FOR => {}
+                Ok(Identity::Candidate(it)) if it.why != Why::SingleUser && waits => {}
+                // Its last records may not have been read yet; that of its end comes behind them.
+                Ok(Identity::Gone | Identity::Other { .. }) if candidate.followed && waits => {}
                 _ => {
                     done.insert(pid);
                 }
             }
         }
-        self.candidates.retain(|pid, _| !done.contains(pid));
+        let mut looked = Looked::default();
+        for postmaster in &postmasters {
+            looked.found.push(self.adopt(root, postmaster));
+        }
+        for pid in done {
+            let followed = self.candidates.remove(&pid).is_some_and(|it| it.followed);
+            // It may be watched for its name.
+            if followed && !self.alive.contains_key(&pid) {
+                looked.dropped.push(pid);
+            }
+        }
+        looked
+    }
+
+    /// A candidate was refused a fork, so what it is has to be known now. It may have ended, or
+    /// have given its lock file back: then what its arguments said counts.
+    pub(super) fn decide(&mut self, root: &Root, pid: Pid) -> Option<Found> {
+        let postmaster = match postgres::identify(root, pid) {
+            Ok(Identity::Postmaster(postmaster)) => Some(postmaster),
+            Ok(Identity::Child { .. }) => None,
+            Ok(Identity::Candidate(it)) if it.why == Why::SingleUser => None,
+            _ => self.candidates.get_mut(&pid)?.starting.take(),
+        };
+        let wanted = postmaster.filter(|postmaster| self.wants(root, postmaster));
+        let found = wanted.map(|postmaster| self.adopt(root, &postmaster));
+        self.candidates.remove(&pid);
         found
-            .into_iter()
-            .map(|postmaster| self.adopt(root, &postmaster))
-            .collect()
     }
 
     fn adopt(&mut self, root: &Root, postmaster: &Postmaster) -> Found {
@@ -241,11 +308,13 @@ impl Watchlist {
             .rev()
             .find(|watched| watched.data_dir.as_ref() == Some(&postmaster.data_dir))
             .map(|watched| watched.id.pid);
+        let candidate = self.candidates.remove(&postmaster.pid);
         self.alive
             .insert(postmaster.pid, watched_postmaster(root, postmaster));
-        Found::New {
+        Found {
             pid: postmaster.pid,
             previous,
+            followed: candidate.is_some_and(|it| it.followed),
         }
     }
 
@@ -406,6 +475,86 @@ mod tests {
         // Those that ended last are still known by their own pid.
         assert!(list.get_mut(many).is_some());
         assert!(list.get_mut(1).is_none());
+    }
+
+    fn arguments(fake: &FakeRoot, pid: Pid, arguments: &[&str]) {
+        fake.write(format!("proc/{pid}/cmdline"), arguments.join("\0"));
+    }
+
+    /// Has just executed the program; its data directory is not its working directory yet.
+    fn executed(fake: &FakeRoot, list: &mut Watchlist, arguments: &[&str]) {
+        fake.process(&FakeProcess::postgres(700, "elsewhere"));
+        self::arguments(fake, 700, arguments);
+        list.candidate(fake.root(), 700, Instant::now());
+    }
+
+    #[test]
+    fn a_starting_postmaster_is_followed_before_it_has_a_lock_file() {
+        let (fake, mut list) = list(Filter::default());
+        executed(&fake, &mut list, &["postgres", "-D", "/pg"]);
+        let now = Instant::now();
+        let follows = |list: &Watchlist, at| list.unfollowed(at).collect::<Vec<_>>();
+        assert!(list.look_again(fake.root(), now).found.is_empty());
+        assert_eq!(follows(&list, now), [(700, true)]);
+        assert_eq!(follows(&list, now + LINKING * 2), [(700, false)]);
+        list.follow(700);
+        assert_eq!(follows(&list, now), []);
+        fake.data_dir("pg", "/pg", 700, 5432);
+        fake.process(&FakeProcess::postgres(700, "pg"));
+        let looked = list.look_again(fake.root(), now);
+        assert!(looked.found[0].followed && looked.dropped.is_empty());
+        assert!(list.is_alive(700) && !list.is_candidate(700));
+    }
+
+    #[test]
+    fn a_refused_postmaster_is_known_by_its_arguments_when_it_has_ended() {
+        for is_zombie in [false, true] {
+            let (fake, mut list) = list(Filter::default());
+            fake.data_dir("proc/700/root/pg", "/pg", 1, 5432);
+            executed(&fake, &mut list, &["postgres", "-D", "/pg"]);
+            list.follow(700);
+            if is_zombie {
+                fake.process(&FakeProcess {
+                    state: 'Z',
+                    ..FakeProcess::postgres(700, "elsewhere")
+                });
+            } else {
+                fake.remove("proc/700");
+            }
+            // Its record may still be on its way.
+            let looked = list.look_again(fake.root(), Instant::now());
+            assert!(looked.dropped.is_empty() && list.is_candidate(700));
+            assert!(list.decide(fake.root(), 700).is_some_and(|it| it.followed));
+            let shown = &list.get_mut(700).unwrap().shown;
+            assert_eq!(shown.kind, line::WatchedKind::Postmaster);
+            assert_eq!(shown.data_dir.as_deref(), Some("/pg"));
+            assert_eq!(shown.version.as_deref(), Some("15"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_postmaster_is_dropped_and_its_refusals_are_not_told() {
+        for other in [
+            ["postgres", "--single"],
+            ["postgres", "--boot"],
+            ["postgres: app db [local] idle", ""],
+        ] {
+            let (fake, mut list) = list(Filter::default());
+            executed(&fake, &mut list, &other);
+            assert_eq!(list.unfollowed(Instant::now()).count(), 0, "{other:?}");
+            assert!(list.decide(fake.root(), 700).is_none(), "{other:?}");
+        }
+        // By its lock file, whatever its arguments say.
+        let (fake, mut list) = list(Filter::default());
+        executed(&fake, &mut list, &["postgres", "-D", "/pg"]);
+        list.follow(700);
+        fake.data_dir("pg", "/pg", -700, 5432);
+        fake.process(&FakeProcess::postgres(700, "pg"));
+        assert!(list.decide(fake.root(), 700).is_none());
+        list.candidate(fake.root(), 700, Instant::now());
+        list.follow(700);
+        assert_eq!(list.look_again(fake.root(), Instant::now()).dropped, [700]);
+        assert!(!list.is_alive(700));
     }
 
     #[test]

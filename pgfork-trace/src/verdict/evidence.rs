@@ -195,9 +195,13 @@ pub struct MemcgLevel {
 /// Memory cgroups: the one that was at its limit, and the postmaster's path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct MemcgEvidence {
-    /// The cgroup whose limit the kernel hit in this fork, as it was then.
+    /// The cgroup that memory was reclaimed from last in this fork, as it was then: at its limit,
+    /// or above memory.high.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_limit: Option<MemcgLevel>,
+    /// The OOM killer was called for `at_limit`.
+    #[serde(skip)]
+    pub oom: bool,
     /// How many times memory was reclaimed for this fork; it may have helped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reclaims: Option<u32>,
@@ -224,6 +228,9 @@ pub struct PidNamespaceLevel {
     /// kernel.pid_max: numbers stay below it. The namespace's own in 6.18 and later, else the host's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_max: Option<u64>,
+    /// `pid_max` is its own, not one for all.
+    #[serde(skip)]
+    pub has_own_pid_max: bool,
     /// It still has its init process.
     pub alive: bool,
 }
@@ -308,6 +315,37 @@ pub struct Evidence {
     pub kernel_log: Vec<LogFact>,
 }
 
+impl Evidence {
+    /// The pids level that refused: the first full one; else, as the numbers may have been read a
+    /// moment later and a task has ended since, the fullest, where all levels were read.
+    #[must_use]
+    pub fn refusing_pids(&self) -> Option<(usize, &CgroupLevel)> {
+        let mut levels = self.pids.iter().enumerate();
+        levels.find(|(_, level)| level.is_full()).or_else(|| {
+            let room = |level: &CgroupLevel| Some(level.limit?.saturating_sub(level.tasks));
+            let limited = self.pids.iter().enumerate();
+            limited
+                .filter(|(_, level)| level.limit.is_some() && !self.pids_truncated)
+                .min_by_key(|(_, level)| room(level))
+        })
+    }
+}
+
+impl NprocEvidence {
+    /// The same of the user namespaces.
+    #[must_use]
+    pub fn refusing(&self) -> Option<(usize, &NprocLevelEvidence)> {
+        let mut levels = self.levels.iter().enumerate();
+        levels.find(|(_, level)| level.is_full()).or_else(|| {
+            let room = |level: &NprocLevelEvidence| Some(level.limit?.saturating_sub(level.tasks));
+            let limited = self.levels.iter().enumerate();
+            limited
+                .filter(|(_, level)| level.limit.is_some() && !self.truncated)
+                .min_by_key(|(_, level)| room(level))
+        })
+    }
+}
+
 pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Evidence {
     Evidence {
         overcommit: overcommit::collect(attempt, facts),
@@ -335,9 +373,23 @@ fn kernel_log(attempt: &Attempt, facts: &Facts) -> Vec<LogFact> {
     let tasks = unread || attempt.ret == -libc::EAGAIN;
     let memory = unread || attempt.ret == -libc::ENOMEM || attempt.ret == -libc::EINTR;
     let own = facts.cgroups.first().map(|fact| &fact.path);
+    let is_on_path = |path: &String| {
+        let mut levels = facts.memory_cgroups.iter();
+        levels.any(|level| level.group.path == *path)
+    };
+    // A container that is out of memory next door has nothing to do with this fork.
+    let is_of_ours = |victim: u32| {
+        victim == attempt.tgid
+            || facts.kernel_log.iter().any(|line| {
+                matches!(line, LogFact::CgroupOutOfMemory { pid, path } if *pid == victim && is_on_path(path))
+            })
+    };
     let about = |line: &&LogFact| match line {
         LogFact::CommitRefused { pid } => memory && (*pid == attempt.tgid || *pid == attempt.tid),
         LogFact::PidsRejected { path } => tasks && Some(path) == own,
+        LogFact::CgroupOutOfMemory { pid, .. } | LogFact::CgroupKilled { pid } => {
+            memory && is_of_ours(*pid)
+        }
         _ => memory,
     };
     facts.kernel_log.iter().filter(about).cloned().collect()
@@ -364,6 +416,7 @@ fn pid_namespaces(attempt: &Attempt, facts: &Facts) -> Vec<PidNamespaceLevel> {
             } else {
                 facts.pid_max
             },
+            has_own_pid_max: own_limits,
             alive: level.allocated & PIDNS_ADDING != 0,
         })
         .collect()

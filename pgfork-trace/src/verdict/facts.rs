@@ -126,6 +126,13 @@ pub enum LogFact {
     },
     /// `Out of memory and no killable processes...`.
     NothingKillable,
+    /// `oom-kill:...,oom_memcg=PATH,...,pid=N,...`: which memory cgroup a victim was killed for.
+    CgroupOutOfMemory {
+        /// The victim, in the initial pid namespace.
+        pid: u32,
+        /// The memory cgroup that was short.
+        path: String,
+    },
     /// `Memory cgroup out of memory: Killed process N (C)`.
     CgroupKilled {
         /// The victim, in the initial pid namespace.

@@ -22,6 +22,7 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<MemcgEvidence>
     let seen = attempt.valid & (valid::MEMCG_RECLAIM | valid::MEMCG_OOM | valid::MEMCG_KMEM) != 0;
     let found = MemcgEvidence {
         at_limit: seen.then(|| at_limit(attempt, facts)),
+        oom: attempt.valid & valid::MEMCG_OOM != 0,
         reclaims: (attempt.memcg.reclaims > 0).then_some(attempt.memcg.reclaims),
         levels: facts
             .memory_cgroups
@@ -134,13 +135,15 @@ impl MemcgLevel {
 }
 
 impl MemcgEvidence {
-    /// The level whose limit it was: the one that the kernel hit, else the first full one. With
-    /// its place on the path, where it is on it.
+    /// The level whose limit it was: the one that memory was reclaimed from, if it was full or the
+    /// OOM killer was called for it, else the first full one. With its place on the path, where it is on it. Memory is reclaimed
+    /// above memory.high as well, which refuses nothing (mm/memcontrol.c `reclaim_high`, called by
+    /// `mem_cgroup_handle_over_high`, 5.10 to 7.2).
     #[must_use]
     pub fn refusing(&self) -> Option<(Option<usize>, &MemcgLevel)> {
         match &self.at_limit {
-            Some(level) => Some((self.place(level), level)),
-            None => self.first(MemcgLevel::is_full),
+            Some(level) if self.oom || level.is_full() => Some((self.place(level), level)),
+            _ => self.first(MemcgLevel::is_full),
         }
     }
 

@@ -207,8 +207,8 @@ pub(super) fn raised(limit: u64) -> u64 {
 /// Raises every level that would refuse within the room that is made: the
 /// refusing one alone may uncover the next.
 fn pids(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
-    match evidence.pids.iter().find(|level| level.is_full()) {
-        Some(refusing) => pids_path(&evidence.pids, refusing, facts),
+    match evidence.refusing_pids() {
+        Some((_, refusing)) => pids_path(&evidence.pids, refusing, facts),
         None => Vec::new(),
     }
 }
@@ -301,12 +301,7 @@ fn nproc(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let Some(nproc) = &evidence.nproc else {
         return Vec::new();
     };
-    match nproc
-        .levels
-        .iter()
-        .enumerate()
-        .find(|(_, level)| level.is_full())
-    {
+    match nproc.refusing() {
         Some((ancestor, level)) => nproc_level(ancestor, level, facts),
         None => Vec::new(),
     }

@@ -42,6 +42,12 @@ pub struct UnitRef {
 }
 
 impl UnitRef {
+    /// Whether it is a service that `systemctl` finds: one of the system, not of a user's own
+    /// manager.
+    pub fn is_system_service(&self) -> bool {
+        self.kind == UnitKind::Service && self.manager == Manager::System
+    }
+
     /// The property that sets the controller's limit of this unit.
     pub fn property(&self, controller: Controller) -> &'static str {
         match controller {

@@ -28,6 +28,18 @@ pub struct Accounted {
     pub pss_bytes: u64,
 }
 
+/// Resident memory whose page tables are walked in one go, at most, in bytes: a walk takes time in
+/// proportion to it, and holds up whoever maps memory in that process.
+pub const WALKED_BYTES: u64 = 8 << 30;
+
+/// [`accounted`], for as long as `budget` has room for the resident memory of the process; it is
+/// charged to it. `None` where nothing can be read, or no room is left.
+pub fn accounted_within(root: &Root, pid: Pid, budget: &mut u64) -> Option<Accounted> {
+    let resident = super::status(root, pid).ok().flatten()?.vm_rss_bytes;
+    *budget = budget.checked_sub(resident.unwrap_or(0))?;
+    accounted(root, pid).ok().flatten()
+}
+
 /// Adds up the mappings of `pid` in `/proc/PID/smaps` that have the flag `ac` and not `dc`.
 /// `Ok(None)` without permission (it takes that of ptrace). An empty result is a process without
 /// memory of its own: a kernel thread or a zombie.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::read::{self, ReadError};
 use super::{Pid, Root, USER_HZ};
 
-pub use accounted::{Accounted, accounted};
+pub use accounted::{Accounted, WALKED_BYTES, accounted, accounted_within};
 pub use limits::{Limits, RLimit, limits};
 pub(crate) use status::status_at;
 pub use status::{Seccomp, Status, Uids, status};

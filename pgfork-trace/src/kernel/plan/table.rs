@@ -162,13 +162,23 @@ pub const TABLE: &[Row] = &[
     ),
     checked(
         Check::IsRlimitOverlimit,
-        &[result(
-            "is_rlimit_overlimit",
-            &[To("ucounts"), Int, Int],
-            Returns::Bool,
-            "is_rlimit_overlimit_fexit",
-            "is_rlimit_overlimit_kretprobe",
-        )],
+        &[
+            result(
+                "is_rlimit_overlimit",
+                &[To("ucounts"), Int, Int],
+                Returns::Bool,
+                "is_rlimit_overlimit_fexit",
+                "is_rlimit_overlimit_kretprobe",
+            ),
+            // 5.14 to 5.18 (kernel/ucount.c).
+            result(
+                "is_ucounts_overlimit",
+                &[To("ucounts"), Int, Int],
+                Returns::Bool,
+                "is_rlimit_overlimit_fexit",
+                "is_rlimit_overlimit_kretprobe",
+            ),
+        ],
     ),
     newer(checked(
         Check::IoUringFork,

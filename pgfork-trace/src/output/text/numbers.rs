@@ -9,9 +9,7 @@ use super::{
     },
     container,
 };
-use crate::verdict::{
-    Cause, CgroupLevel, Evidence, NprocEvidence, NprocLevelEvidence, OvercommitEvidence, Verdict,
-};
+use crate::verdict::{Cause, CgroupLevel, Evidence, NprocEvidence, OvercommitEvidence, Verdict};
 
 /// Inode number of the initial user namespace (include/linux/proc_ns.h `PROC_USER_INIT_INO`).
 const INITIAL_USERNS: u32 = 0xEFFF_FFFD;
@@ -27,8 +25,11 @@ pub(super) fn lines(verdict: &Verdict) -> Vec<String> {
             .as_ref()
             .map(|it| commit_limit(it, true))
             .unwrap_or_default(),
-        Cause::PidsCgroupMax => pids(evidence),
-        Cause::RlimitNproc => evidence.nproc.as_ref().map(nproc).unwrap_or_default(),
+        Cause::PidsCgroupMax => pids(evidence, true),
+        Cause::RlimitNproc => match &evidence.nproc {
+            Some(own) => nproc(own, true),
+            None => Vec::new(),
+        },
         Cause::Unknown => unknown(evidence),
         cause => states::lines(cause, evidence),
     }
@@ -160,19 +161,18 @@ fn settings(overcommit: &OvercommitEvidence) -> Option<String> {
 }
 
 /// The refusing level, then the others that have a limit.
-fn pids(evidence: &Evidence) -> Vec<String> {
+fn pids(evidence: &Evidence, refused: bool) -> Vec<String> {
     let levels = &evidence.pids;
     let limited = |level: &&CgroupLevel| level.limit.is_some();
     let room = |level: &&CgroupLevel| level.limit.unwrap_or(u64::MAX).saturating_sub(level.tasks);
-    // Without a full one (others may have ended since), the fullest.
-    let refusing = levels
-        .iter()
-        .find(|level| level.is_full())
+    let refusing = evidence
+        .refusing_pids()
+        .map(|(_, level)| level)
         .or_else(|| levels.iter().filter(limited).min_by_key(room));
     let mut rows = Vec::new();
     rows.extend(refusing.map(|level| {
-        let asked = if level.is_full() { ASKED } else { "" };
-        format!("{} ({}){asked}", level_text(level), holder(level))
+        let later = then(level.is_full(), refused);
+        format!("{} ({}){later}", level_text(level), holder(level))
     }));
     let others: Vec<String> = levels
         .iter()
@@ -187,6 +187,15 @@ fn pids(evidence: &Evidence) -> Vec<String> {
         rows.push("the path is deeper than what was read".to_owned());
     }
     rows
+}
+
+/// Said of a full level, and of one that refused and is not full any more.
+const fn then(is_full: bool, refused: bool) -> &'static str {
+    match (is_full, refused) {
+        (true, _) => ASKED,
+        (false, true) => ", read a moment later",
+        (false, false) => "",
+    }
 }
 
 fn level_text(level: &CgroupLevel) -> String {
@@ -215,13 +224,12 @@ fn holder(level: &CgroupLevel) -> String {
     }
 }
 
-fn nproc(nproc: &NprocEvidence) -> Vec<String> {
+fn nproc(nproc: &NprocEvidence, refused: bool) -> Vec<String> {
     let uid = nproc
         .uid
         .map_or_else(|| "the user".to_owned(), |uid| format!("uid {uid}"));
     let mut rows = Vec::new();
-    let refusing = nproc.levels.iter().position(NprocLevelEvidence::is_full);
-    let number = refusing.unwrap_or(0);
+    let number = nproc.refusing().map_or(0, |(number, _)| number);
     if let Some(level) = nproc.levels.get(number) {
         // Above the process's own namespace its creator is counted.
         let whose = match number {
@@ -239,9 +247,9 @@ fn nproc(nproc: &NprocEvidence) -> Vec<String> {
         } else {
             ""
         };
-        let asked = if refusing.is_some() { ASKED } else { "" };
+        let later = then(level.is_full(), refused && level.limit.is_some());
         rows.push(format!(
-            "{} of {limit} for {whose}{place}{exempt}{asked}",
+            "{} of {limit} for {whose}{place}{exempt}{later}",
             tasks(level.tasks)
         ));
     }
@@ -267,9 +275,9 @@ fn unknown(evidence: &Evidence) -> Vec<String> {
     if let Some(overcommit) = &evidence.overcommit {
         rows.extend(commit_limit(overcommit, false));
     }
-    rows.extend(pids(evidence));
+    rows.extend(pids(evidence, false));
     if let Some(own) = &evidence.nproc {
-        rows.extend(nproc(own));
+        rows.extend(nproc(own, false));
     }
     if let Some(threads) = &evidence.threads {
         rows.push(format!(

@@ -1,6 +1,7 @@
 //! Tests of numbers: printed terms add up, and doubts are said.
 
 use super::{super::super::samples, *};
+use crate::verdict::NprocLevelEvidence;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -133,7 +134,7 @@ fn levels_of_a_path() {
         ..Evidence::default()
     };
     assert_eq!(
-        pids(&evidence),
+        pids(&evidence, false),
         [
             "6 tasks of 6 in cgroup id 7 (pids.max, container 7f3c1b2a90de), and asked for 1 more",
             "on the same path: 5 tasks of 9 in cgroup id 7",
@@ -144,8 +145,10 @@ fn levels_of_a_path() {
         pids: vec![level(3, None), level(5, Some(9)), level(4, Some(6))],
         ..Evidence::default()
     };
-    assert!(pids(&evidence)[0].starts_with("4 tasks of 6 in"));
-    assert!(pids(&Evidence::default()).is_empty());
+    assert!(pids(&evidence, false)[0].starts_with("4 tasks of 6 in"));
+    assert!(pids(&Evidence::default(), false).is_empty());
+    // Of a refusal that was seen, although a slot is free by now.
+    assert!(pids(&evidence, true)[0].ends_with(", read a moment later"));
 }
 
 #[test]
@@ -163,21 +166,21 @@ fn user_namespaces() {
         user_tasks: Vec::new(),
     };
     assert_eq!(
-        nproc(&evidence),
+        nproc(&evidence, false),
         ["10 tasks of no limit for the user (exempt)"]
     );
     evidence.uid = Some(999);
     evidence.exempt = None;
     evidence.levels = vec![level(40, 1, Some(9)), level(INITIAL_USERNS, 9, Some(9))];
     assert_eq!(
-        nproc(&evidence),
+        nproc(&evidence, false),
         ["9 tasks of 9 for the creator of a user namespace, and asked for 1 more"]
     );
     evidence.levels.reverse();
     evidence.levels[1].limit = Some(1);
     evidence.levels[0].limit = None;
     assert_eq!(
-        nproc(&evidence),
+        nproc(&evidence, false),
         [
             "1 task of 1 for the creator of a user namespace, in user namespace 40, and asked for 1 more"
         ]

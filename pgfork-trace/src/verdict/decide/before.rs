@@ -2,13 +2,13 @@
 //! in this order (`syscall_trace_enter`, kernel/entry/common.c 5.10 to 6.12, 6.18 and 7.2 beside).
 
 use pgfork_trace_common::{
-    Check, source,
+    source,
     syscall::{ANSWERED_BEFORE, ENTERED},
 };
 
 use super::{
     super::{
-        Cause, Considered, LogFact, call_name,
+        Cause, Considered, call_name,
         candidates::{Candidate, EAGAIN, EMFILE, ENOMEM, Numbers},
         errno_name,
     },
@@ -97,21 +97,15 @@ pub(super) fn without_hooks(view: &View, candidates: &[Candidate]) -> Option<Fou
     by_veto(view, ret)
 }
 
-/// A filter may say EAGAIN or ENOMEM as well; that it did is what is left when every check that
-/// says so was read and is far from refusing.
+/// A filter may say EAGAIN or EMFILE as well; that it did is what is left when every check that
+/// says so was read and is far from refusing. ENOMEM may come of any allocation, which no number
+/// shows, and every container has a filter: that stays open.
 fn by_filter_alone(view: &View, candidates: &[Candidate]) -> Option<Found> {
     let far = candidates
         .iter()
         .filter(|it| view.gives(it.errno))
         .all(|it| matches!(it.numbers, Numbers::DoNotFit(_)));
-    let reclaimed = view.reached(Check::TryToFreeMemCgroupPages);
-    let host_is_short = view.evidence.kernel_log.iter().any(|line| {
-        matches!(
-            line,
-            LogFact::AllocationFailed { .. } | LogFact::HostKilled { .. }
-        )
-    });
-    if !far || reclaimed || host_is_short || filtered(view) != Some(true) {
+    if !far || view.ret == Some(ENOMEM) || filtered(view) != Some(true) {
         return None;
     }
     let found = Found::deduced(

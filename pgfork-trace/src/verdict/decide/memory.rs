@@ -90,6 +90,16 @@ fn charge_refused(view: &View) -> Option<Check> {
         .find(|check| view.failing(*check) == Some(ENOMEM))
 }
 
+const KERNEL_MEMORY: &str = "kernel memory";
+const WENT_ON: &str = "the refused charge may have been a first try for the table of open files";
+
+/// A charge may be refused and the fork go on: a large table of open files is asked for in one
+/// piece first, and then in pages (fs/file.c `alloc_fdtable`, `kvmalloc`, 5.10 to 7.2). When the
+/// fork ended before it has that table, no other allocation followed.
+fn may_have_gone_on(view: &View) -> bool {
+    view.got_past(Check::DupFd).is_some()
+}
+
 /// Nobody is killed, so the OOM killer is not even asked (mm/memcontrol.c `mem_cgroup_oom`, v1).
 fn oom_kill_disabled(view: &View) -> Option<Found> {
     let (_, level) = view.evidence.memcg.as_ref()?.refusing()?;
@@ -102,7 +112,12 @@ fn oom_kill_disabled(view: &View) -> Option<Found> {
             "{} was seen returning -ENOMEM in this fork, and {standing}",
             name(check)
         );
-        return Some(Found::observed(Cause::MemcgOomKillDisabled, check, because));
+        let cause = Cause::MemcgOomKillDisabled;
+        return Some(if may_have_gone_on(view) {
+            Found::deduced(cause, Some(check), because).or(KERNEL_MEMORY, WENT_ON)
+        } else {
+            Found::observed(cause, check, because)
+        });
     }
     // Watched and not refused: reclaim helped.
     (!view.sees(Check::TryCharge)).then(|| {
@@ -134,7 +149,12 @@ fn dying(view: &View) -> Option<Found> {
             "{} was seen returning -ENOMEM in this fork, though the OOM killer is on and did not fail: {only}",
             name(check)
         );
-        return Some(Found::deduced(Cause::MemcgDyingTask, Some(check), because));
+        let found = Found::deduced(Cause::MemcgDyingTask, Some(check), because);
+        return Some(if may_have_gone_on(view) {
+            found.or(KERNEL_MEMORY, WENT_ON)
+        } else {
+            found
+        });
     }
     let mut log = view.evidence.kernel_log.iter();
     let known = if dies == Some(true) {

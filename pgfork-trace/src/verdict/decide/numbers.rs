@@ -21,6 +21,13 @@ pub(super) fn deduced(view: &View, candidates: &[Candidate]) -> Option<Found> {
         .filter(|candidate| view.gives(candidate.errno) && might(candidate))
         .collect();
     let candidate = *possible.first()?;
+    // One that stands before it and was not read may have refused as well.
+    let mut before = candidates
+        .iter()
+        .take_while(|it| it.cause != candidate.cause);
+    if before.any(|it| it.errno == candidate.errno && matches!(it.numbers, Numbers::Absent)) {
+        return None;
+    }
     // Without errno, order decides nothing: an ENOMEM check may come first for an EAGAIN.
     if view.ret.is_none() && possible.iter().any(|it| it.errno != candidate.errno) {
         return None;

@@ -243,9 +243,15 @@ fn no_memory(view: &View, check: Check, cause: Cause) -> Found {
     let watched = view.sees(Check::MemCgroupOutOfMemory);
     let reclaimed = view.reached(Check::TryToFreeMemCgroupPages);
     if reclaimed {
-        let because = format!(
-            "{said}; a memory cgroup was at its limit in this fork, but was not seen refusing"
-        );
+        let memcg = view.evidence.memcg.as_ref();
+        let because = match memcg.and_then(|it| it.refusing()) {
+            Some(_) => format!(
+                "{said}; a memory cgroup was at its limit in this fork, but was not seen refusing"
+            ),
+            None => format!(
+                "{said}; memory of a cgroup was reclaimed for this fork, and none was seen at its limit"
+            ),
+        };
         let found = Found::deduced(cause, Some(check), because);
         return found.or("memory cgroup", "memory was reclaimed for this fork");
     }

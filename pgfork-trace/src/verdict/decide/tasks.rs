@@ -114,7 +114,11 @@ fn after_copy_creds(view: &View, nproc: &Numbers, threads: &Numbers) -> Option<F
             (Some(_), _) => None,
         };
     }
-    // In 5.10 the fork is past RLIMIT_NPROC here; later it could not be watched.
+    if view.is_past_nproc() {
+        return Some(threads_max(
+            "RLIMIT_NPROC stands before that in this kernel",
+        ));
+    }
     match (nproc, threads) {
         (Numbers::DoNotFit(why), _) => Some(threads_max(&format!(
             "RLIMIT_NPROC does not refuse ({why})"

@@ -3,7 +3,7 @@
 use pgfork_trace_common::{Attempt, Check, source, syscall, valid};
 
 use super::super::{
-    Coverage, Evidence, LogFact,
+    Cause, Coverage, Evidence, LogFact,
     candidates::{Candidate, ENOMEM},
     failed_checks,
 };
@@ -128,12 +128,23 @@ impl<'a> View<'a> {
             None if candidate.errno == ENOMEM => None,
             None => Some(Check::IsRlimitOverlimit),
         };
+        if candidate.cause == Cause::RlimitNproc && self.is_past_nproc() {
+            return Some("the fork got past it, as far as copy_creds".to_owned());
+        }
         if let Some(later) = place.and_then(|place| self.got_past(place)) {
             return Some(format!("the fork got past it, as far as {}", name(later)));
         }
         let check = candidate.check?;
         let watched = self.sees(check) && self.failing(check).is_none();
         watched.then(|| format!("{} was watched and did not refuse", name(check)))
+    }
+
+    /// Whether `copy_creds` was reached where `RLIMIT_NPROC` stands before it: while the tasks are
+    /// counted in `user_struct` (kernel/fork.c `copy_process`, 5.10).
+    pub(super) fn is_past_nproc(&self) -> bool {
+        self.read(valid::NPROC)
+            && self.attempt.nproc[0].of_user != 0
+            && self.reached(Check::CopyCreds)
     }
 
     /// What says that the OOM killer of a memory cgroup chose this process, if anything does.

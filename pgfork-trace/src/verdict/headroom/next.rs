@@ -38,7 +38,16 @@ pub fn next(rows: &[Row], cause: Cause, scope: Option<&Scope>) -> Option<NextLim
     if limits.is_empty() {
         return None;
     }
-    let refused = |row: &&Row| limits.contains(&row.limit) && is_at(&row.place, scope);
+    let of_cause = |row: &&Row| limits.contains(&row.limit);
+    // Which one it was is not known: that with the least room.
+    let least = rows
+        .iter()
+        .filter(of_cause)
+        .min_by_key(|row| row.room.unwrap_or(u64::MAX));
+    let refused = |row: &&Row| match scope {
+        Some(scope) => of_cause(row) && is_at(&row.place, scope),
+        None => least.is_some_and(|least| std::ptr::eq(least, *row)),
+    };
     // The remedy for a cgroup raises every other one on the path that would refuse within the
     // room that it makes.
     let made = rows
@@ -91,21 +100,21 @@ const fn limits_of(cause: Cause) -> &'static [Limit] {
     }
 }
 
-/// Whether a row is about the scope of the verdict. Without one, about any.
-fn is_at(place: &Place, scope: Option<&Scope>) -> bool {
+/// Whether a row is about the scope of the verdict.
+fn is_at(place: &Place, scope: &Scope) -> bool {
     match (place, scope) {
         (
             Place::Cgroup { path, ancestor, .. },
-            Some(Scope::Cgroup {
+            Scope::Cgroup {
                 path: refused,
                 ancestor: level,
                 ..
-            }),
+            },
         ) => refused
             .as_ref()
             .map_or(ancestor == level, |refused| refused == path),
         // The row is of the process's own user namespace.
-        (Place::User { .. }, Some(Scope::User { ancestor, .. })) => *ancestor == 0,
+        (Place::User { .. }, Scope::User { ancestor, .. }) => *ancestor == 0,
         _ => true,
     }
 }
@@ -224,6 +233,19 @@ mod tests {
                 "after that, pids_cgroup_max refuses first: the root cgroup, 800 left of 1 000"
             );
         }
+    }
+
+    #[test]
+    fn where_it_is_not_known_which_one_refused_the_others_stay() {
+        let next = next(&rows(), Cause::PidsCgroupMax, None).unwrap();
+        // The parent, with 10 left, is raised with it, as everywhere.
+        assert_eq!((next.limit, next.backends), (Limit::RlimitNproc, 300));
+        let pids = rows()
+            .into_iter()
+            .filter(|row| row.limit == Limit::PidsCgroupMax);
+        let pids: Vec<Row> = pids.collect();
+        let next = self::next(&pids, Cause::PidsCgroupMax, None).unwrap();
+        assert_eq!((next.limit, next.room), (Limit::PidsCgroupMax, Some(800)));
     }
 
     #[test]

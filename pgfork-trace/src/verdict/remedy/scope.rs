@@ -71,11 +71,7 @@ fn memory(ancestor: usize, level: &MemcgLevel, property: &str) -> Option<Scope> 
 }
 
 fn pids(evidence: &Evidence) -> Option<Scope> {
-    let (ancestor, level) = evidence
-        .pids
-        .iter()
-        .enumerate()
-        .find(|(_, level)| level.is_full())?;
+    let (ancestor, level) = evidence.refusing_pids()?;
     Some(Scope::Cgroup {
         path: level.path.clone(),
         cgroup_id: level.cgroup_id,
@@ -88,11 +84,7 @@ fn pids(evidence: &Evidence) -> Option<Scope> {
 
 fn user(evidence: &Evidence) -> Option<Scope> {
     let nproc = evidence.nproc.as_ref()?;
-    let (ancestor, level) = nproc
-        .levels
-        .iter()
-        .enumerate()
-        .find(|(_, level)| level.is_full())?;
+    let (ancestor, level) = nproc.refusing()?;
     Some(Scope::User {
         uid: nproc.uid.filter(|_| ancestor == 0),
         userns_inum: level.userns_inum,

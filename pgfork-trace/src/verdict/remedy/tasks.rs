@@ -51,8 +51,9 @@ pub(super) fn numbers(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
     let Some(fullest) = fullest else {
         return Vec::new();
     };
-    // Up to 6.12 there is one setting for all: the level with most numbers taken decides.
-    let shared = facts.kernel.is_some_and(|kernel| kernel <= (6, 12));
+    // Where namespaces have no setting of their own there is one for all (6.18 and later have
+    // one each): the level with most numbers taken decides.
+    let shared = !fullest.has_own_pid_max;
     let usable = fullest.taken.max(fullest.pid_max.unwrap_or(0));
     let more = raised(usable) - usable;
     let mut remedies = Vec::new();
@@ -65,14 +66,14 @@ pub(super) fn numbers(evidence: &Evidence, facts: &Facts) -> Vec<Remedy> {
         }
         // Once numbers have wrapped, those below RESERVED_PIDS are not given out again.
         let target = (level.taken + RESERVED_PIDS + more).min(PID_MAX_LIMIT);
-        if target <= pid_max {
+        let Some(room) = target.checked_sub(level.taken + RESERVED_PIDS) else {
+            continue;
+        };
+        if target <= pid_max || room == 0 {
             continue;
         }
         let effect = if std::ptr::eq(level, fullest) {
-            format!(
-                "room for {} more tasks",
-                target - level.taken - RESERVED_PIDS
-            )
+            format!("room for {room} more tasks")
         } else {
             format!("needed as well: {} numbers are taken there", level.taken)
         };

@@ -135,7 +135,7 @@ impl Build {
                 count: *count,
                 limit: *limit,
                 userns_inum: *userns_inum,
-                pad: 0,
+                of_user: 0,
             };
         }
         self.0.nproc_levels = levels.len() as u32;

@@ -52,6 +52,16 @@ fn threads_max_between_copy_creds_and_cgroup_fork() {
             None,
         ),
         case(
+            "5.10, the user is full by now, but copy_creds comes behind its limit",
+            between()
+                .nproc(400, 400)
+                .change(|it| it.nproc[0].of_user = 1)
+                .threads(899, 900),
+            kernel_5_10(),
+            ThreadsMax,
+            None,
+        ),
+        case(
             "5.10, nothing is known of the user",
             between(),
             kernel_5_10(),

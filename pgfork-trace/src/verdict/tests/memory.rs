@@ -111,6 +111,15 @@ fn an_oom_killer_that_is_off_is_deduced_and_observed_when_armed() {
     let verdict = judge(&charged, &full(), &all_hooks());
     assert_eq!(verdict.cause, Cause::MemcgOomKillDisabled);
     assert_eq!(verdict.certainty, Certainty::Observed);
+    // A charge for the table of open files may be refused, and the fork goes on.
+    let further = off
+        .failed(Check::TryCharge, ENOMEM)
+        .reached(Check::DupFd)
+        .reached(Check::CopyFsStruct);
+    let verdict = judge(&further.done(), &full(), &all_hooks());
+    assert_eq!(verdict.cause, Cause::MemcgOomKillDisabled);
+    assert_eq!(verdict.certainty, Certainty::Deduced);
+    assert!(whats(&verdict.also_possible).contains(&"kernel memory"));
     // Charges were watched and none was refused: reclaim helped.
     let helped = judge(&off.done(), &full(), &all_hooks());
     assert_eq!(helped.cause, Cause::KernelMemoryExhausted);
@@ -157,7 +166,20 @@ fn one_that_shares_its_memory_with_the_victim_dies_too() {
         .reached(Check::CopyProcess)
         .memcg(ID, 1024, 1024);
     let mut facts = full();
+    let short = |path: &str| LogFact::CgroupOutOfMemory {
+        pid: 762,
+        path: path.to_owned(),
+    };
     facts.kernel_log = vec![LogFact::CgroupKilled { pid: 762 }];
+    // Whose memory was short is not known, or it was that of a container next door.
+    for log in [None, Some("/system.slice/other.service")] {
+        let mut facts = facts.clone();
+        facts.kernel_log.extend(log.map(short));
+        let verdict = judge(&attempt.done(), &facts, &base_hooks());
+        assert_eq!(verdict.cause, Cause::KernelMemoryExhausted, "{log:?}");
+        assert!(verdict.evidence.kernel_log.is_empty());
+    }
+    facts.kernel_log.push(short("/system.slice/pg.service"));
     let verdict = judge(&attempt.done(), &facts, &base_hooks());
     assert_eq!(verdict.cause, Cause::MemcgDyingTask);
     assert_eq!(verdict.certainty, Certainty::Deduced);
@@ -275,9 +297,39 @@ fn after_the_fact_reclaim_the_log_and_the_path_speak() {
 }
 
 #[test]
+fn memory_high_reclaims_and_refuses_nothing() {
+    // Far below its limit, but above memory.high.
+    let mut facts = full();
+    facts.memory_cgroups[0] = MemcgFact {
+        oom_kill_disable: Some(true),
+        ..memcg(4 * MIB, GIB)
+    };
+    let slowed = hooked(ENOMEM)
+        .reached(Check::CopyCreds)
+        .memcg(ID, 1024, 262_144)
+        .with(valid::MEMCG_OOM_DISABLE)
+        .change(|it| it.memcg.oom_kill_disable = 1);
+    for attempt in [slowed, slowed.failed(Check::CopyCreds, ENOMEM)] {
+        let verdict = judge(&attempt.done(), &facts, &base_hooks());
+        assert_eq!(verdict.cause, Cause::KernelMemoryExhausted);
+        assert!(!verdict.because.contains("at its limit in this fork"));
+    }
+    let charged = slowed.failed(Check::TryCharge, ENOMEM).done();
+    for without in [&[][..], &[Check::MemCgroupOutOfMemory]] {
+        let verdict = judge(&charged, &facts, &hooks_without(without));
+        let open = matches!(verdict.cause, Cause::Unknown | Cause::KernelMemoryExhausted);
+        assert!(open, "{}", verdict.because);
+    }
+    let after = by_libc(Some(ENOMEM)).reached(Check::TryToFreeMemCgroupPages);
+    let verdict = judge(&after.done(), &facts, &no_hooks());
+    assert_eq!(verdict.cause, Cause::Unknown);
+}
+
+#[test]
 fn a_limit_without_end_and_one_that_is_not_on_the_path() {
     let attempt = hooked(ENOMEM)
         .memcg(999, 1024, i64::MAX / 4096)
+        .with(valid::MEMCG_OOM)
         .failed(Check::MemCgroupOutOfMemory, 0)
         .done();
     let verdict = judge(&attempt, &full(), &base_hooks());

@@ -167,7 +167,10 @@ fn a_call_that_ended_without_having_begun_was_answered_before() {
     // A full limit was not asked.
     let ended = |part: u32, mode: u32| {
         by_syscall(CLONE | part, EAGAIN)
-            .with(valid::SECCOMP | valid::PTRACE)
+            .with(valid::SECCOMP | valid::PTRACE | valid::POLICY)
+            .nproc(100, 4000)
+            .threads(500, 90_000)
+            .pid_namespaces(&[(80, 32_768)])
             .pids(&[(40, 40)])
             .change(|it| it.state.seccomp_mode = mode)
     };

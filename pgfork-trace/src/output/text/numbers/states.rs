@@ -287,6 +287,12 @@ fn log_text(line: &LogFact) -> String {
             format!("cgroup: fork rejected by pids controller in {}", name(path))
         }
         LogFact::NothingKillable => "Out of memory and no killable processes...".to_owned(),
+        LogFact::CgroupOutOfMemory { pid, path } => {
+            format!(
+                "oom-kill:constraint=CONSTRAINT_MEMCG, oom_memcg={}, pid={pid}",
+                name(path)
+            )
+        }
         LogFact::CgroupKilled { pid } => {
             format!("Memory cgroup out of memory: Killed process {pid}")
         }
