@@ -10,6 +10,9 @@ use pgfork_trace_common::{Check, MemoryRefusal, memory_valid};
 /// Records of one thread within this time belong together. A C library asks again within
 /// microseconds, but may lose the processor in between; the next malloc begins anew anyway.
 pub const WINDOW_NS: u64 = 50_000_000;
+/// A call whose refusing check was seen is still running; for how long the processor may be taken
+/// from it until its own function returns, which is what tells how the memory was asked for.
+pub const OPEN_NS: u64 = 1_000_000_000;
 /// Most calls put together; more of one thread in that time are a new request.
 const MOST_CALLS: usize = 16;
 /// Most threads with a request in the making; the oldest is let go.
@@ -93,6 +96,31 @@ impl Group {
         }
     }
 
+    /// The last check of the last call, where the function around it has not returned yet.
+    fn open(&self) -> Option<&MemoryRefusal> {
+        let call = self.request.calls.last()?;
+        call.inner.last().filter(|_| call.outer.is_none())
+    }
+
+    /// Whether a record that comes after the window is of the call that is running all the same.
+    fn continues(&self, record: &MemoryRefusal) -> bool {
+        let pages = |it: &MemoryRefusal| it.bytes.div_ceil(1 << 12);
+        self.open().is_some_and(|inner| {
+            let known = inner.valid & record.valid & memory_valid::BYTES != 0;
+            (is_outer(record.check) || inner.check == record.check)
+                && (!known || pages(inner) == pages(record))
+        })
+    }
+
+    /// Whether nothing more can come: of a call that is running, its own function may.
+    fn is_over(&self, now_ns: u64) -> bool {
+        let window = match self.open() {
+            Some(_) => OPEN_NS,
+            None => WINDOW_NS,
+        };
+        now_ns >= self.first_ns.saturating_add(window)
+    }
+
     fn add(&mut self, record: MemoryRefusal) {
         let calls = &mut self.request.calls;
         let open = calls.last_mut().filter(|call| call.outer.is_none());
@@ -153,7 +181,13 @@ pub struct Merger {
 impl Merger {
     /// Takes a record; gives the requests that are complete by it.
     pub fn push(&mut self, record: MemoryRefusal) -> Vec<Request> {
-        let mut done = self.expire(record.time_ns);
+        let over = |group: &mut Group| {
+            let ended = record.time_ns >= group.first_ns.saturating_add(WINDOW_NS)
+                && group.tid == record.tid
+                && !group.continues(&record);
+            ended || group.is_over(record.time_ns)
+        };
+        let mut done = self.take(over);
         let at = match self.groups.iter().position(|it| it.tid == record.tid) {
             Some(at) => at,
             None => {
@@ -174,7 +208,10 @@ impl Merger {
 
     /// Requests to which nothing can be added any more at this time of the kernel's monotonic clock.
     pub fn expire(&mut self, now_ns: u64) -> Vec<Request> {
-        let over = |group: &mut Group| now_ns >= group.first_ns.saturating_add(WINDOW_NS);
+        self.take(|group| group.is_over(now_ns))
+    }
+
+    fn take(&mut self, over: impl FnMut(&mut Group) -> bool) -> Vec<Request> {
         self.groups
             .extract_if(.., over)
             .map(|group| group.request)

@@ -1,6 +1,9 @@
 //! Tests of putting records together.
 
-use super::{super::merge::WINDOW_NS, *};
+use super::{
+    super::merge::{OPEN_NS, WINDOW_NS},
+    *,
+};
 
 fn push_all(merger: &mut Merger, records: &[MemoryRefusal]) -> Vec<Request> {
     records
@@ -69,6 +72,41 @@ fn the_next_malloc_begins_with_the_same_call_or_after_the_window() {
         assert_eq!(request.calls[0].inner.len(), 2);
     }
     assert_eq!(merger.drain().len(), 1);
+}
+
+/// The processor may be taken from a thread between the check that refuses and the return of the call.
+#[test]
+fn a_call_that_is_running_waits_for_its_own_function() {
+    let late = 4 * WINDOW_NS;
+    let expand = asking(Check::MayExpandVm, 0, GIB);
+    let records = [
+        expand,
+        at(expand, late),
+        at(mmap(GIB), late + 1),
+        at(mmap(GIB), 2 * late),
+    ];
+    let mut merger = Merger::default();
+    assert!(push_all(&mut merger, &records[..2]).is_empty());
+    assert!(merger.expire(expand.time_ns + OPEN_NS - 1).is_empty());
+    let done = push_all(&mut merger, &records[2..]);
+    assert_eq!(done.len(), 1, "what is whole ends with the window");
+    assert_eq!(done[0].calls.len(), 1);
+    assert_eq!(done[0].records().count(), 3);
+    // Not for ever, and not with another call.
+    for (other, ns) in [
+        (mmap(GIB), OPEN_NS),
+        (mmap(2 * GIB), late),
+        (asking(Check::GetUnmappedArea, -libc::ENOMEM, GIB), late),
+    ] {
+        let mut merger = Merger::default();
+        let done = push_all(&mut merger, &[expand, at(other, ns)]);
+        assert_eq!(done.len(), 1);
+        assert_eq!(done[0].records().count(), 1);
+    }
+    // Shared memory has no function around its check.
+    let mut merger = Merger::default();
+    merger.push(expand);
+    assert_eq!(merger.expire(expand.time_ns + OPEN_NS).len(), 1);
 }
 
 #[test]
