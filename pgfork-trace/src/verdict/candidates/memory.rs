@@ -194,26 +194,27 @@ pub(super) fn heuristic(attempt: &Attempt, evidence: &Evidence) -> Numbers {
         }
         None => return Numbers::Absent,
     }
-    if logged(attempt, evidence) {
+    let largest = overcommit
+        .requested_bytes
+        .or(overcommit.largest_mapping_bytes);
+    let all = overcommit
+        .mem_total_bytes
+        .zip(overcommit.swap_total_bytes)
+        .map(|(ram, swap)| ram.saturating_add(swap));
+    let sizes = largest.zip(all);
+    // What is logged of a smaller one was refused in another mode, before that was changed.
+    let in_this_mode = sizes.is_none_or(|(largest, all)| largest > all);
+    if logged(attempt, evidence) && in_this_mode {
         return Numbers::Fit(
             "the kernel log says that overcommit refused this process, in heuristic mode"
                 .to_owned(),
         );
     }
-    let (Some(ram), Some(swap)) = (overcommit.mem_total_bytes, overcommit.swap_total_bytes) else {
+    let Some((largest, all)) = sizes else {
         return Numbers::Absent;
     };
-    let Some(largest) = overcommit
-        .requested_bytes
-        .or(overcommit.largest_mapping_bytes)
-    else {
-        return Numbers::Absent;
-    };
-    let text = format!(
-        "the largest mapping has {largest} bytes, and RAM and swap have {}",
-        ram.saturating_add(swap)
-    );
-    if largest > ram.saturating_add(swap) {
+    let text = format!("the largest mapping has {largest} bytes, and RAM and swap have {all}");
+    if largest > all {
         Numbers::Fit(text)
     } else {
         Numbers::DoNotFit(text)

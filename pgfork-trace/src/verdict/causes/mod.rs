@@ -171,6 +171,10 @@ mod tests {
         }
     }
 
+    fn sentences(text: &str) -> usize {
+        text.split(". ").count()
+    }
+
     #[test]
     fn every_cause_has_its_entry_and_every_entry_is_whole() {
         let schema = schemars::schema_for!(Cause).to_value();
@@ -198,6 +202,7 @@ mod tests {
             for sentences in [entry.evidence, entry.meaning, entry.remedy] {
                 assert!(sentences.ends_with('.'), "{}: {sentences}", entry.id);
             }
+            assert_eq!(sentences(entry.meaning), 2, "{}", entry.meaning);
             assert_eq!(entry.function.is_empty(), entry.cause == Cause::Unknown);
         }
     }

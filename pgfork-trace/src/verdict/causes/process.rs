@@ -67,7 +67,7 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         function: "security_task_alloc",
         evidence: "Observed: security_task_alloc returned the error. Deduced with ENOMEM, which want of memory for the \
                    module's data gives as well.",
-        meaning: "A security module of the kernel (SELinux, Smack, a BPF program) does not allow the process to make \
+        meaning: "A security module of the kernel (SELinux, TOMOYO, a BPF program) does not allow the process to make \
                   another. The rule is its administrator's; no limit is reached.",
         remedy: "Look in the audit log for the denial, and change the module's policy.",
         verify: "ausearch -m avc,user_avc -ts recent; cat /sys/kernel/security/lsm",
@@ -88,12 +88,12 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         cause: Cause::PerfInheritFailed,
         id: "perf_inherit_failed",
         title: "inherited perf events could not be set up",
-        errno: "ENOMEM",
+        errno: "any",
         function: "perf_event_init_task",
         evidence: "Observed: perf_event_init_task returned the error (6.1 and later; not visible on 5.10), and no memory \
                    cgroup refused.",
         meaning: "Somebody measures the postmaster with perf so that its children are measured too, and that could not \
-                  be set up for the new one.",
+                  be set up for the new one. No limit of PostgreSQL or systemd is involved.",
         remedy: "Stop perf on the postmaster, or measure without inheritance (perf record --no-inherit).",
         verify: "a new connection works while perf is off",
     },

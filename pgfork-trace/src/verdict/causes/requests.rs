@@ -47,7 +47,8 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         title: "RLIMIT_MEMLOCK: the process may not lock more memory",
         errno: "EAGAIN",
         function: "mlock_future_ok",
-        evidence: "Observed: mlock_future_ok (mlock_future_check before 6.12) refused, with the limit and what is locked.",
+        evidence: "Deduced: mmap ended with EAGAIN, and what the process locks would pass the limit. Observed: \
+                   mlock_future_ok (mlock_future_check before 6.12) was seen refusing. mlock itself is not watched.",
         meaning: "A process asked for memory that must never be swapped out, and may not have more of it. PostgreSQL \
                   itself does not lock memory; an extension or io_uring may.",
         remedy: "LimitMEMLOCK= in the unit, or ulimit -l where the server is started.",
@@ -84,8 +85,8 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         errno: "SIGSEGV",
         function: "expand_downwards",
         evidence: "Observed: expand_downwards returned -ENOMEM, with the check that refused, if it was another one.",
-        meaning: "A backend needed more stack and did not get it, and that cannot be reported by an error: it was ended \
-                  by a signal, and the server restarted all connections.",
+        meaning: "A backend needed more stack and did not get it. That cannot be reported by an error: it was ended by \
+                  a signal, and the server restarted all connections.",
         remedy: "Raise LimitSTACK= or lower max_stack_depth; where the commit limit refused, raise that.",
         verify: "prlimit --pid PID --stack; psql -c 'SHOW max_stack_depth'",
     },

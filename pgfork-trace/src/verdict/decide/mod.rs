@@ -18,12 +18,13 @@ use pgfork_trace_common::{Attempt, Check, source, syscall::ANSWERED_BEFORE};
 
 use super::{
     Cause, Certainty, Considered, Coverage, Evidence,
-    candidates::{Candidate, Numbers, candidates},
+    candidates::{Candidate, EMFILE, Numbers, candidates},
     errno_name, returned as shown,
 };
 use view::View;
 
 const EINVAL: i32 = -libc::EINVAL;
+const CLONE_PIDFD: u64 = 0x1000;
 
 pub(super) struct Decision {
     pub(super) cause: Cause,
@@ -111,7 +112,12 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
         ruled_out: Vec::new(),
         not_seen: Vec::new(),
     };
-    decision.name_what_is_full(&view, &candidates);
+    // What the kernel log tells of the checks behind is of another fork: this one came to none.
+    let unlogged = Evidence {
+        kernel_log: Vec::new(),
+        ..evidence.clone()
+    };
+    decision.name_what_is_full(&view, &self::candidates(attempt, &unlogged));
     // The check itself was seen: what else is full did not refuse this fork.
     if found.certainty != Certainty::Observed {
         decision.weigh_others(&view, &candidates);
@@ -197,6 +203,16 @@ impl Decision {
     }
 }
 
+/// kernel/fork.c `copy_process`, 5.10 to 7.2: right behind `alloc_pid` a descriptor is taken for it.
+fn pidfd(view: &View) -> &'static str {
+    let asked = view.flags(CLONE_PIDFD) == Some(true) && view.reached(Check::AllocPid);
+    if asked && view.gives(EMFILE) {
+        "; a pidfd was asked for, and a process that has as many files open as RLIMIT_NOFILE allows gets this error for it"
+    } else {
+        ""
+    }
+}
+
 fn why_unknown(view: &View) -> String {
     let errno = view
         .ret
@@ -212,8 +228,9 @@ fn why_unknown(view: &View) -> String {
             shown(check, value)
         ),
         None if view.attempt.source == source::KERNEL_CLONE => format!(
-            "the fork ended with {errno}, and none of the {} watched checks was seen refusing",
-            view.coverage.hooked.len()
+            "the fork ended with {errno}, and none of the {} watched checks was seen refusing{}",
+            view.coverage.hooked.len(),
+            pidfd(view)
         ),
         None if view.hooked() || view.seen(ANSWERED_BEFORE) => format!(
             "fork failed with {errno}, and the kernel's fork path was not reached; what answered could not be read"

@@ -7,14 +7,13 @@ use super::{
         Cause, Coverage,
         candidates::{EAGAIN, ENOMEM},
     },
-    Found,
+    CLONE_PIDFD, Found,
     returned::allocation_logged,
     view::{View, name},
 };
 
 const CLONE_FS: u64 = 0x200;
 const CLONE_NEWUSER: u64 = 0x1000_0000;
-const CLONE_PIDFD: u64 = 0x1000;
 
 pub(super) fn inline(view: &View) -> Option<Found> {
     match -view.attempt.ret {

@@ -306,10 +306,11 @@ fn what_nothing_refused_is_kernel_memory_at_its_stage() {
             None,
         ),
     ]);
-    let verdict = judge(&at(&[Check::DupFd]).done(), &facts(), &base_hooks());
-    assert!(
-        verdict.because.contains("behind dup_fd"),
-        "{}",
-        verdict.because
-    );
+    let because = |stages: &[Check], coverage: &Coverage| {
+        judge(&at(stages).done(), &facts(), coverage).because
+    };
+    let told = because(&[Check::DupFd], &base_hooks());
+    assert!(told.contains("behind dup_fd"), "{told}");
+    let told = because(&[], &hooks_without(&[Check::ArchDupTaskStruct]));
+    assert!(told.contains("at a stage that is not known"), "{told}");
 }

@@ -136,19 +136,21 @@ fn reclaim_alone_proves_nothing() {
 
 #[test]
 fn a_task_that_is_being_killed_is_what_is_left_of_a_refused_charge() {
-    let attempt = hooked(ENOMEM)
-        .memcg(ID, 1024, 1024)
-        .failed(Check::TryCharge, ENOMEM)
-        .failed(Check::CopyCreds, ENOMEM);
-    let verdict = judge(&attempt.done(), &full(), &all_hooks());
-    assert_eq!(verdict.cause, Cause::MemcgDyingTask);
-    assert_eq!(verdict.certainty, Certainty::Deduced);
-    let blind = judge(
-        &attempt.done(),
-        &full(),
-        &hooks_without(&[Check::MemCgroupOutOfMemory]),
-    );
-    assert_ne!(blind.cause, Cause::MemcgDyingTask);
+    for charge in [Check::TryCharge, Check::MemcgKmemChargePage] {
+        let attempt = hooked(ENOMEM)
+            .memcg(ID, 1024, 1024)
+            .failed(charge, ENOMEM)
+            .failed(Check::CopyCreds, ENOMEM);
+        let verdict = judge(&attempt.done(), &full(), &all_hooks());
+        assert_eq!(verdict.cause, Cause::MemcgDyingTask);
+        assert_eq!(verdict.certainty, Certainty::Deduced);
+        let blind = judge(
+            &attempt.done(),
+            &full(),
+            &hooks_without(&[Check::MemCgroupOutOfMemory]),
+        );
+        assert_ne!(blind.cause, Cause::MemcgDyingTask);
+    }
 }
 
 #[test]
@@ -217,6 +219,16 @@ fn kernel_memory_of_cgroup_v1() {
         judge(&memory, &on_5_10(), &all_hooks()).cause,
         Cause::MemcgKmemLimitV1
     );
+    // That charge was not watched: it would have been refused after reclaim only.
+    let unwatched = |attempt: Build| {
+        let coverage = hooks_without(&[Check::TryCharge]);
+        judge(&attempt.done(), &on_5_10(), &coverage)
+    };
+    let verdict = unwatched(refused);
+    assert_eq!(verdict.cause, Cause::MemcgKmemLimitV1);
+    assert_eq!(verdict.certainty, Certainty::Observed);
+    let reclaimed = refused.reached(Check::TryToFreeMemCgroupPages);
+    assert_ne!(unwatched(reclaimed).cause, Cause::MemcgKmemLimitV1);
     // Not armed: by the numbers of the path.
     let plain = hooked(ENOMEM).reached(Check::ArchDupTaskStruct).done();
     let verdict = judge(&plain, &on_5_10(), &base_hooks());

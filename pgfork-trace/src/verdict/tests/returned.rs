@@ -3,6 +3,7 @@
 use pgfork_trace_common::valid;
 
 use super::*;
+use crate::verdict::LogFact;
 
 const CLONE_NEWUSER: u64 = 0x1000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -22,7 +23,7 @@ const EBUSY: i32 = -libc::EBUSY;
 
 // A null pointer from dup_fd: 5.10, which has the error beside it.
 #[rustfmt::skip]
-const TABLE: [Row; 26] = {
+const TABLE: [Row; 27] = {
     use Cause as C;
     use Check as K;
     [
@@ -44,6 +45,7 @@ const TABLE: [Row; 26] = {
         (K::PerfEventInitTask, ENOMEM, ENOMEM, C::PerfInheritFailed, OBSERVED),
         (K::PerfEventInitTask, EPERM, EPERM, C::PerfInheritFailed, OBSERVED),
         (K::AuditAlloc, ENOMEM, ENOMEM, C::AuditAllocFailed, OBSERVED),
+        (K::AuditAlloc, EPERM, EPERM, C::AuditAllocFailed, OBSERVED),
         (K::CopyCreds, EPERM, EPERM, C::NamespaceDenied, OBSERVED),
         (K::CopyCreds, ENOMEM, ENOMEM, C::KernelMemoryExhausted, OBSERVED),
         (K::CopyNamespaces, ENOSPC, ENOSPC, C::NamespaceDenied, OBSERVED),
@@ -234,6 +236,20 @@ fn what_is_full_behind_an_observed_cause_is_told() {
         whats(&verdict.also_full),
         ["strict overcommit", "pids cgroup"]
     );
+    // What is logged of a check behind is of another fork.
+    let log = vec![
+        LogFact::PidsRejected {
+            path: "/pg".to_owned(),
+        },
+        LogFact::CommitRefused { pid: 1843 },
+    ];
+    facts.cgroups = vec![cgroup(0, "/pg")];
+    facts.memory.as_mut().unwrap().committed_as = GIB;
+    facts.kernel_log = log;
+    attempt.pids[0].limit = 50;
+    let verdict = judge(&attempt, &facts, &all_hooks());
+    assert_eq!(verdict.cause, Cause::RlimitNproc);
+    assert_eq!(whats(&verdict.also_full), [""; 0]);
 }
 
 #[test]

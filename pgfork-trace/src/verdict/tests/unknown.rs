@@ -203,3 +203,15 @@ fn the_root_cgroup_has_no_limit_and_an_unread_path_is_not_ruled_out() {
         &by_libc(Some(EAGAIN)).without(valid::PIDS).done()
     ));
 }
+
+#[test]
+fn a_pidfd_that_could_not_be_had_is_told() {
+    const CLONE_PIDFD: u64 = 0x1000;
+    let emfile = -libc::EMFILE;
+    let attempt = hooked(emfile)
+        .reached(Check::AllocPid)
+        .failed(Check::CopyProcess, emfile);
+    let because = |attempt: Build| judge(&attempt.done(), &facts(), &all_hooks()).because;
+    assert!(because(attempt.flags(CLONE_PIDFD)).contains("a pidfd was asked for"));
+    assert!(!because(attempt.flags(CLONE_PIDFD << 1)).contains("pidfd"));
+}

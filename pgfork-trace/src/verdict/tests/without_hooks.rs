@@ -109,6 +109,7 @@ fn overcommit_by_the_log_or_by_the_largest_mapping() {
     let named = |pid, mode| {
         with(|facts| {
             facts.kernel_log = vec![LogFact::CommitRefused { pid }];
+            facts.largest_mapping_bytes = None;
             facts.overcommit.as_mut().unwrap().mode = mode;
         })
     };
@@ -121,6 +122,10 @@ fn overcommit_by_the_log_or_by_the_largest_mapping() {
         Cause::CommitLimit
     );
     assert_eq!(judged(plain(ENOMEM), &named(7, 0)).cause, Cause::Unknown);
+    // It was strict mode that refused so little, and that has been changed since.
+    let mut changed = named(1843, 0);
+    changed.largest_mapping_bytes = Some(MIB);
+    assert_eq!(judged(plain(ENOMEM), &changed).cause, Cause::Unknown);
     // That mode refuses nothing.
     assert_eq!(judged(plain(ENOMEM), &named(1843, 1)).cause, Cause::Unknown);
 }
