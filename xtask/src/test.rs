@@ -79,8 +79,15 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     verdicts.matrix.save(&out)?;
     if !args.quick {
         match docs::check(&out) {
-            Ok(said) => tally.pass(&format!("docs/kernel-support.md is up to date; {said}")),
-            Err(error) => tally.fail("docs/kernel-support.md", &error),
+            Ok(pages) => {
+                for (page, held) in pages {
+                    match held {
+                        Ok(said) => tally.pass(&format!("{page}: {said}")),
+                        Err(error) => tally.fail(page, &error),
+                    }
+                }
+            }
+            Err(error) => tally.fail("docs", &error),
         }
     }
     tally.passed += verdicts.passed;
