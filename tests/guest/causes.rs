@@ -5,14 +5,15 @@ use std::{
     io::Read as _,
     net::TcpStream,
     os::unix::net::UnixStream,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    limits::{self, Cgroups, Restored, number, set_sysctl, sysctl},
+    fixtures::numbers::{self, namespace},
+    limits::{Cgroups, Restored, number, set_sysctl, sysctl},
     scenarios::{
         EAGAIN, certainty, check_common, expect_eq, first, refuse_by, refuse_one, tasks_now,
     },
@@ -60,27 +61,38 @@ pub(crate) fn threads_max(server: &mut Server, method: &str) -> Result<()> {
     Ok(())
 }
 
-/// kernel.pid_max, which is one for all up to 6.12; later each namespace has its own, and the
-/// host's is set just the same.
-pub(crate) fn pid_space_exhausted(server: &mut Server, method: &str) -> Result<()> {
-    /// `RESERVED_PIDS` + 1 (include/linux/threads.h): the least that can be set.
-    const LEAST: u64 = 301;
-    let pid_max = Restored::remember("kernel/pid_max")?;
-    let mut taken = Vec::new();
-    let outcome = refuse_running(server, "pid_space_exhausted", method, || {
-        set_sysctl("kernel/pid_max", LEAST)?;
-        // After the wrap only 300 is left, unless it is taken.
-        while let Ok(child) = Command::new("sleep").arg("600").spawn() {
-            taken.push(child);
-            ensure!(taken.len() < 400, "pid_max does not hold");
-        }
-        Ok(())
-    });
-    drop(pid_max);
-    for mut child in taken {
+/// `RESERVED_PIDS` + 1 (include/linux/threads.h): the least that kernel.pid_max can be.
+const LEAST_PID_MAX: u64 = 301;
+
+/// Sets kernel.pid_max to the least, and takes every number.
+pub(crate) fn take_all_pids(taken: &mut Vec<Child>) -> Result<()> {
+    set_sysctl("kernel/pid_max", LEAST_PID_MAX)?;
+    // After the wrap only 300 is left, unless it is taken.
+    while let Ok(child) = Command::new("sleep").arg("600").spawn() {
+        taken.push(child);
+        ensure!(taken.len() < 400, "pid_max does not hold");
+    }
+    Ok(())
+}
+
+/// Gives them back; kernel.pid_max is to be restored before.
+pub(crate) fn end_all(taken: &mut Vec<Child>) {
+    for mut child in taken.drain(..) {
         let _ = child.kill();
         let _ = child.wait();
     }
+}
+
+/// kernel.pid_max, which is one for all up to 6.12; later each namespace has its own, and the
+/// host's is set just the same.
+pub(crate) fn pid_space_exhausted(server: &mut Server, method: &str) -> Result<()> {
+    let pid_max = Restored::remember("kernel/pid_max")?;
+    let mut taken = Vec::new();
+    let outcome = refuse_running(server, "pid_space_exhausted", method, || {
+        take_all_pids(&mut taken)
+    });
+    drop(pid_max);
+    end_all(&mut taken);
     let refusal = outcome?;
     check_common(
         server,
@@ -88,11 +100,20 @@ pub(crate) fn pid_space_exhausted(server: &mut Server, method: &str) -> Result<(
         "EAGAIN",
         "pid_space_exhausted",
         certainty(method, false),
-    )
+    )?;
+    let scope = &refusal["scope"];
+    expect_eq!(scope["kind"], "pid_namespace", "scope");
+    expect_eq!(scope["level"], 0, "level");
+    expect_eq!(scope["ancestor"], 0, "ancestor");
+    expect_eq!(scope["inum"], namespace("pid")?, "namespace");
+    let level = &refusal["evidence"]["pid_namespaces"][0];
+    expect_eq!(level["pid_max"], LEAST_PID_MAX, "pid_max");
+    expect_eq!(level["inum"], scope["inum"], "namespace");
+    Ok(())
 }
 
 /// Sets or takes away `SCHED_DEADLINE` of a process.
-fn set_deadline(pid: u32, on: bool) -> Result<()> {
+pub(crate) fn set_deadline(pid: u32, on: bool) -> Result<()> {
     const SCHED_DEADLINE: u32 = 6;
     let time = |nanoseconds| if on { nanoseconds } else { 0 };
     let attributes = libc::sched_attr {
@@ -135,91 +156,8 @@ pub(crate) fn sched_deadline(server: &mut Server, method: &str) -> Result<()> {
         "sched_deadline_fork",
         certainty(method, false),
     )?;
+    numbers::deadline(first(&said)?)?;
     server.connect().context("after the remedy")
-}
-
-/// `RLIMIT_NPROC` and a pids cgroup are both full: the kernel asks for the first one first.
-pub(crate) fn two_causes(server: &mut Server, method: &str) -> Result<()> {
-    let cgroups = Cgroups::make()?;
-    server.enter(&cgroups.inner)?;
-    let tasks = number(cgroups.inner.join("pids.current"))?;
-    fs::write(cgroups.inner.join("pids.max"), tasks.to_string())?;
-    let (_, own) = limits::tasks_of_user_of(server.pid)?;
-    limits::set_nproc(server.pid, own)?;
-    let said = refuse_one(server, "two_causes", method, EAGAIN);
-    limits::set_nproc(server.pid, 4096)?;
-    let first_said = said.and_then(|said| {
-        let refusal = first(&said)?;
-        expect_eq!(refusal["cause"], "rlimit_nproc", "the kernel's order");
-        ensure!(
-            refusal["also_possible"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|other| other["what"] == "pids cgroup")
-                || refusal["next_limit"]["limit"] == "pids_cgroup_max"
-                || refusal["next"]["limit"] == "pids_cgroup_max",
-            "the pids cgroup is named too: {refusal}"
-        );
-        Ok(())
-    });
-    // With the first out of the way the second refuses.
-    let second = refuse_one(server, "two_causes_second", method, EAGAIN);
-    cgroups.open()?;
-    first_said?;
-    let second = second?;
-    expect_eq!(
-        first(&second)?["cause"],
-        "pids_cgroup_max",
-        "the second one"
-    );
-    server.connect()
-}
-
-/// Three causes in one watch: the totals are exact, each by its cause.
-pub(crate) fn storm_mixed(server: &mut Server, method: &str) -> Result<()> {
-    const EACH: usize = 5;
-    let cgroups = Cgroups::make()?;
-    server.enter(&cgroups.inner)?;
-    let tracer = Tracer::start("storm_mixed", method, &[])?;
-    let refuse = |cause: &'static str| -> Result<(&'static str, usize)> {
-        let before = server.refused_in_log(EAGAIN);
-        for _ in 0..EACH {
-            ensure!(server.connect().is_err(), "{cause}: not refused");
-        }
-        Ok((cause, server.refused_in_log(EAGAIN) - before))
-    };
-    let mut logged = Vec::new();
-    for _ in 0..2 {
-        let tasks = number(cgroups.inner.join("pids.current"))?;
-        fs::write(cgroups.inner.join("pids.max"), tasks.to_string())?;
-        logged.push(refuse("pids_cgroup_max")?);
-        cgroups.open()?;
-        let (_, own) = limits::tasks_of_user_of(server.pid)?;
-        limits::set_nproc(server.pid, own)?;
-        let nproc = refuse("rlimit_nproc");
-        limits::set_nproc(server.pid, 4096)?;
-        logged.push(nproc?);
-        set_deadline(server.pid, true)?;
-        let deadline = refuse("sched_deadline_fork");
-        set_deadline(server.pid, false)?;
-        logged.push(deadline?);
-    }
-    let said = tracer.stop()?;
-    let totals = said.only("totals")?;
-    let all: usize = logged.iter().map(|(_, count)| count).sum();
-    expect_eq!(totals["refused"], all, "refused");
-    for cause in ["pids_cgroup_max", "rlimit_nproc", "sched_deadline_fork"] {
-        let count: usize = logged
-            .iter()
-            .filter(|(it, _)| *it == cause)
-            .map(|(_, count)| count)
-            .sum();
-        expect_eq!(totals["refused_by_cause"][cause], count, cause);
-    }
-    expect_eq!(said.of("refusal").len(), all, "JSON keeps every record");
-    expect_eq!(said.only("end")?["accounted"], true, "accounted");
-    server.connect()
 }
 
 /// Whose connection it was: what this program knows of its own sockets.

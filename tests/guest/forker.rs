@@ -16,7 +16,7 @@ pub(crate) struct Forker {
 }
 
 impl Forker {
-    /// Children that it makes.
+    /// Children that it makes each time.
     pub(crate) const FORKS: u64 = 300;
 
     /// Starts it; it does not fork yet.
@@ -73,10 +73,8 @@ fn fire_every(microseconds: libc::suseconds_t) {
     unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
 }
 
-/// What the process does: forks under a timer that fires every 200 microseconds, then waits.
+/// What the process does when it is told to: forks under a timer that fires every 200 microseconds.
 pub(crate) fn run() -> Result<()> {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line)?;
     // SAFETY: all zeroes is a valid sigaction; the handler does nothing.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -84,21 +82,26 @@ pub(crate) fn run() -> Result<()> {
         action.sa_flags = libc::SA_RESTART;
         libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut());
     }
-    fire_every(200);
-    for _ in 0..Forker::FORKS {
-        // SAFETY: the child only ends; the parent has one thread and waits for it.
-        unsafe {
-            let pid = libc::fork();
-            if pid == 0 {
-                libc::_exit(0);
-            }
-            ensure!(pid > 0, "fork: {}", std::io::Error::last_os_error());
-            while libc::waitpid(pid, ptr::null_mut(), 0) == -1 {}
-        }
+    for line in std::io::stdin().lines() {
+        line?;
+        fire_every(200);
+        let outcome = (0..Forker::FORKS).try_for_each(|_| fork_one());
+        fire_every(0);
+        outcome?;
+        println!("done");
     }
-    fire_every(0);
-    println!("done");
-    // Until the parent has seen enough.
-    std::io::stdin().read_line(&mut line)?;
+    Ok(())
+}
+
+fn fork_one() -> Result<()> {
+    // SAFETY: the child only ends; the parent has one thread and waits for it.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            libc::_exit(0);
+        }
+        ensure!(pid > 0, "fork: {}", std::io::Error::last_os_error());
+        while libc::waitpid(pid, ptr::null_mut(), 0) == -1 {}
+    }
     Ok(())
 }

@@ -216,10 +216,15 @@ impl Restored {
             value: sysctl(name)?,
         })
     }
+
+    /// Sets it as it was; it may be changed again.
+    pub(crate) fn restore(&self) -> Result<()> {
+        set_sysctl(self.name, self.value)
+    }
 }
 
 impl Drop for Restored {
     fn drop(&mut self) {
-        let _ = set_sysctl(self.name, self.value);
+        let _ = self.restore();
     }
 }

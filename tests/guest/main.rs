@@ -21,9 +21,11 @@ mod headroom;
 mod limits;
 mod outage;
 mod postmasters;
+mod promise;
 mod scenarios;
 mod server;
 mod tasks_max;
+mod together;
 mod tracer;
 
 use std::{process::ExitCode, time::Instant};

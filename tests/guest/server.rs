@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Generous: a guest is emulated in software. No test depends on how long something took.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const SOCKET_DIR: &str = "/var/run/postgresql";
+pub(crate) const SOCKET: &str = "/var/run/postgresql/.s.PGSQL.5432";
 const LOG: &str = "/tmp/server.log";
 /// The tests connect as root.
 pub(crate) const HBA: &str = "/tmp/pg_hba.conf";

@@ -148,12 +148,18 @@ impl Tracer {
             .count()
     }
 
-    /// Ends it as Ctrl-C does, and collects what it said.
-    pub(crate) fn stop(mut self) -> Result<Said> {
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: libc::c_int) -> Result<()> {
         let pid = i32::try_from(self.child.id())?;
         // SAFETY: sends a signal to a child that has not been waited for.
-        let sent = unsafe { libc::kill(pid, libc::SIGINT) };
+        let sent = unsafe { libc::kill(pid, signal) };
         ensure!(sent == 0, "pgfork-trace is gone");
+        Ok(())
+    }
+
+    /// Ends it as Ctrl-C does, and collects what it said.
+    pub(crate) fn stop(mut self) -> Result<Said> {
+        self.signal(libc::SIGINT)?;
         let status = wait_for("pgfork-trace ends", || self.child.try_wait().ok().flatten())?;
         Ok(Said {
             status: status.code().unwrap_or(-1),
