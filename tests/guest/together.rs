@@ -154,7 +154,8 @@ pub(crate) fn two_causes(server: &mut Server, method: &str) -> Result<()> {
         let outcome = pair(&mut limits, &tracer, first, second);
         limits.open_all()?;
         outcome.with_context(|| format!("{first:?} and {second:?}"))?;
-        expect_eq!(tracer.stop()?.only("end")?["accounted"], true, "accounted");
+        let said = tracer.stop()?;
+        expect_eq!(said.only("end")?["accounted"], true, "accounted");
         Ok(())
     })?;
     server.settle()?;
