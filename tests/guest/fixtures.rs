@@ -109,14 +109,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<usize> {
     ensure!(!chosen.is_empty(), "no such fixture here: {names:?}");
     let methods: Vec<&str> = methods.split(',').collect();
     // Beside the cases of each method: what the verifier says, and whether all is accounted for.
-<<<<<<< HEAD
-    crate::plan(1 + methods.len() * (chosen.len() + 1));
-    // Held to what bpftool says of it, outside.
-    fs::copy("/sys/kernel/btf/vmlinux", "/out/vmlinux").context("the kernel's types")?;
-=======
     let runs = if names.is_empty() { runs::ALL } else { &[] };
     crate::plan(1 + methods.len() * (chosen.len() + 1 + runs.len()));
->>>>>>> a82b8d9 (Fixtures: each run is planned; README: what of memory cannot be seen)
+    // Held to what bpftool says of it, outside.
+    fs::copy("/sys/kernel/btf/vmlinux", "/out/vmlinux").context("the kernel's types")?;
     let mut failed = usize::from(!probes());
     for method in methods {
         failed += all_by(method, &chosen)?;
