@@ -204,8 +204,8 @@ fn named(refusal: &Value, second: Full) -> Result<()> {
         return Ok(());
     }
     expect_eq!(next["limit"], second.cause(), "the next limit");
-    // Its client has closed its old connection, which may have made room for one by now.
-    ensure!(next["backends"].as_u64() <= Some(1), "room for {next}");
+    // Its client may have ended by now, with its old connection.
+    ensure!(next["backends"].as_u64() <= Some(2), "room for {next}");
     Ok(())
 }
 
