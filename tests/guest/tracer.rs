@@ -99,7 +99,7 @@ impl Tracer {
         }
         let child = command
             .args(options(method))
-            .args(["--for", "120s", "-o"])
+            .args(["--for", "1500s", "-o"])
             .arg(&json)
             .args(arguments)
             .stdin(Stdio::null())
