@@ -344,6 +344,7 @@ mod tests {
                 .collect();
             let mut expected = vec![
                 Entry::HostKilled(by_sysrq),
+                Entry::CgroupOutOfMemory(in_cgroup, "/t".to_owned()),
                 Entry::CgroupKilled(in_cgroup),
                 Entry::HostKilled(allocating),
                 Entry::HostKilled(largest),
