@@ -93,7 +93,13 @@ fn the_mark_of_the_oom_killer_needs_no_kernel_log() {
     );
     // One that dies beside the victim is marked as well when it finds no memory.
     let mut beside = full();
-    beside.kernel_log = vec![LogFact::CgroupKilled { pid: 762 }];
+    beside.kernel_log = vec![
+        LogFact::CgroupOutOfMemory {
+            pid: 762,
+            path: beside.memory_cgroups[0].group.path.clone(),
+        },
+        LogFact::CgroupKilled { pid: 762 },
+    ];
     let verdict = judge(&killed.done(), &beside, &base_hooks());
     assert_eq!(verdict.cause, Cause::MemcgDyingTask);
     beside.kernel_log.push(LogFact::CgroupKilled { pid: 1843 });
@@ -142,7 +148,11 @@ fn a_system_call_of_a_dying_process_is_told_by_its_signal() {
     assert_eq!(verdict.cause, Cause::MemcgOomKilledForker);
     // Other reasons to get the same, and no signal.
     let namespace = call(ENOMEM).pid_namespace(3);
-    assert_eq!(judged(namespace, &facts()).cause, Cause::PidNamespaceDying);
+    let small = Facts {
+        largest_mapping_bytes: Some(MIB),
+        ..facts()
+    };
+    assert_eq!(judged(namespace, &small).cause, Cause::PidNamespaceDying);
     let alive = by_syscall(CLONE | ENTERED, ENOMEM).dying(false);
     assert_ne!(judged(alive, &facts()).cause, Cause::FatalSignal);
     assert_ne!(judged(call(EAGAIN), &facts()).cause, Cause::FatalSignal);

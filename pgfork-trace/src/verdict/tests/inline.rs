@@ -156,37 +156,6 @@ fn contradicting_flags_end_it_before_anything() {
 }
 
 #[test]
-fn perf_is_what_lies_between_sched_fork_and_audit() {
-    let window = |ret: i32| {
-        let stages = [Check::CopyCreds, Check::CgroupFork, Check::SchedFork];
-        through(ret, &stages)
-    };
-    let eperm = || window(-libc::EPERM);
-    let unhooked = || hooks_without(&[Check::PerfEventInitTask]);
-    let neither = || hooks_without(&[Check::PerfEventInitTask, Check::AuditAlloc]);
-    let (perf, unknown) = (Cause::PerfInheritFailed, Cause::Unknown);
-    assert_cases(vec![
-        case("not hooked (5.10)", eperm(), unhooked(), perf, None),
-        case("hooked", eperm(), base_hooks(), unknown, None),
-        case(
-            "past it",
-            eperm().reached(Check::AuditAlloc),
-            unhooked(),
-            unknown,
-            None,
-        ),
-        case("past it or not", eperm(), neither(), unknown, None),
-        case(
-            "memory",
-            window(ENOMEM),
-            unhooked(),
-            Cause::KernelMemoryExhausted,
-            None,
-        ),
-    ]);
-}
-
-#[test]
 fn exec_race_takes_shared_directories() {
     let window = || {
         through(
