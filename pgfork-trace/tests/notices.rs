@@ -165,7 +165,7 @@ fn a_postmaster_that_cannot_be_watched_does_not_end_the_watch_of_others() {
     assert_eq!(finished.end("signal")["refusals"], 0);
     assert_eq!(finished.of("totals").len(), 1, "of what was watched");
     // With nothing left to watch, or when it was named itself, that is an error.
-    let words = ["cannot be watched by the tracepoint method"];
+    let words = ["the return of fork cannot be watched in process"];
     assert_refuses(&run(&[&arguments[..], &[&alone]].concat()), &words);
     let pid = silent.0.id().to_string();
     let named = [
