@@ -38,6 +38,10 @@ use scenarios::Scenario;
 use server::Server;
 
 fn main() -> ExitCode {
+    // Of address space, of which a fork of this program must not need more than root has left at
+    // the commit limit (mm/util.c `__vm_enough_memory`), a heap for each thread takes very much.
+    // SAFETY: no other thread runs yet.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (word, rest) = match arguments.split_first() {
         Some((word, rest)) => (word.as_str(), rest),

@@ -330,6 +330,12 @@ impl Capture {
         }
     }
 
+    /// How many refusals were counted, by all that was seen of them.
+    #[must_use]
+    pub fn refusals_counted(&self) -> u64 {
+        self.refusals().iter().map(|(_, count)| count).sum()
+    }
+
     /// Exact counts of refusals, by what was seen of them.
     #[must_use]
     pub fn refusals(&self) -> Vec<(RefusalKey, u64)> {

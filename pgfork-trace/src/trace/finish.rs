@@ -1,21 +1,25 @@
 //! The end of watching: what was counted, and whether the count is whole.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{Trace, kills::Ended, nanoseconds, totals};
+use super::{Trace, kills::Ended, nanoseconds, totals, watchlist::Watched};
 use crate::output::{
     Line,
     line::{End, EndReason, Lost, LostWhat, ServerLogged, WatchedKind},
 };
 
+/// Attempts to read counts that belong together.
+const LAST_LOOKS: usize = 50;
+
 impl Trace<'_> {
     /// Totals and the last line. The reader may be gone: the file still gets them.
     pub(super) fn finish(&mut self, reason: EndReason) {
+        self.stand_still(&reason);
         self.last_memory_refusals();
         let _ = self.say_kills(Ended::Watching);
-        let mut lost = 0;
+        let (mut lost, mut unaccounted) = (0, 0);
         let mut refused = 0;
         let mut lines = Vec::from_iter(self.comms.unsaid());
         for watched in self.watchlist.everyone() {
@@ -25,6 +29,7 @@ impl Trace<'_> {
             };
             let Some(counted) = counted else { continue };
             refused += counted.refused + counted.child_refused;
+            unaccounted += counted.missed + counted.untracked;
             let losses = [
                 (LostWhat::Records, counted.lost),
                 (LostWhat::Returns, counted.missed),
@@ -71,7 +76,6 @@ impl Trace<'_> {
                 count: events,
             }));
         }
-        let counted_by_kind: u64 = self.capture.refusals().iter().map(|(_, count)| count).sum();
         lines.push(Line::End(End {
             watched_ns: nanoseconds(self.attached.elapsed()),
             refusals: refused,
@@ -79,7 +83,8 @@ impl Trace<'_> {
             oom_kills: self.kills.oom_kills,
             lost,
             reason,
-            accounted: lost == 0 && counted_by_kind == refused,
+            // A record that is lost has been counted.
+            accounted: unaccounted == 0 && self.capture.refusals_counted() == refused,
         }));
         self.refusals = self.refusals.max(refused + self.memory_refused);
         let now = Timestamp::now();
@@ -87,5 +92,31 @@ impl Trace<'_> {
             let _ = self.reporter.emit(now, line);
         }
         let _ = self.reporter.finish();
+    }
+
+    /// Begins no further attempt, and takes what there is. Only then do counts that are read one
+    /// after the other belong together: refusals go on while watching ends.
+    fn stand_still(&mut self, reason: &EndReason) {
+        let pids: Vec<_> = self.watchlist.alive().map(|it| it.id.pid).collect();
+        for pid in pids {
+            self.capture.unwatch(pid);
+        }
+        for _ in 0..LAST_LOOKS {
+            // What the kernel had sent before the end is told, but for more than was asked for.
+            if *reason == EndReason::Until || self.drain().is_err() {
+                self.count_the_rest();
+            }
+            let counted = |it: &Watched| match &it.counted {
+                Some(counted) => Some(**counted),
+                None => self.capture.totals(it.id.pid),
+            };
+            let all = self.watchlist.everyone().filter_map(counted);
+            let refused: u64 = all.map(|it| it.refused + it.child_refused).sum();
+            if refused == self.capture.refusals_counted() {
+                break;
+            }
+            // A fork that had begun is about to end.
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }

@@ -378,13 +378,7 @@ impl Trace<'_> {
             match step {
                 Ok(()) => {}
                 Err(Stop::Closed) => return Ok(EndReason::Signal),
-                Err(Stop::End(reason)) => {
-                    // What the kernel had sent before the end still counts.
-                    if reason != EndReason::Until {
-                        let _ = self.drain();
-                    }
-                    return Ok(reason);
-                }
+                Err(Stop::End(reason)) => return Ok(reason),
             }
         }
     }

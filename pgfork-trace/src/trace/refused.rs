@@ -6,9 +6,10 @@ use pgfork_trace_common::{Attempt, source, syscall, valid};
 
 use super::{Stop, Trace, armed, descendants};
 use crate::{
+    capture::Record,
     kernel::plan::Method,
     output::{
-        Line,
+        Closed, Line,
         line::{EndReason, Errno, Postmaster, Process, Refusal},
     },
     verdict::{self, Certainty, Verdict, client},
@@ -17,27 +18,14 @@ use crate::{
 impl Trace<'_> {
     /// Judges a refused fork and says it.
     pub(super) fn refusal(&mut self, attempt: &Attempt) -> Result<(), Stop> {
-        // A descendant's fork belongs to the watched process above it.
-        let above = match attempt.watched {
-            0 => attempt.tgid,
-            watched => watched,
-        };
-        if !self.counts(above)? {
+        let Some(verdict) = self.judged(attempt)? else {
             return Ok(());
-        }
-        let facts = self.gatherer.facts(attempt, Instant::now());
-        let verdict = verdict::judge(attempt, &facts, &self.capture.coverage_during(attempt));
+        };
+        let above = account(attempt);
         let descends = above != attempt.tgid;
-        self.refusals += 1;
         let Some(watched) = self.watchlist.get_mut(above) else {
             return self.count_refusal();
         };
-        let by_cause = if descends {
-            &mut watched.child_by_cause
-        } else {
-            &mut watched.by_cause
-        };
-        *by_cause.entry(verdict.cause.id().to_owned()).or_default() += 1;
         let shown = watched.shown.clone();
         let method = self.capture.coverage().method;
         let mut refusal = refusal_of(attempt, shown, method, verdict);
@@ -79,12 +67,50 @@ impl Trace<'_> {
         self.count_refusal()
     }
 
+    /// Judges and counts a refused fork; nothing where it does not count.
+    fn judged(&mut self, attempt: &Attempt) -> Result<Option<Verdict>, Closed> {
+        let above = account(attempt);
+        if !self.counts(above)? {
+            return Ok(None);
+        }
+        let facts = self.gatherer.facts(attempt, Instant::now());
+        let verdict = verdict::judge(attempt, &facts, &self.capture.coverage_during(attempt));
+        self.refusals += 1;
+        if let Some(watched) = self.watchlist.get_mut(above) {
+            let by_cause = if above == attempt.tgid {
+                &mut watched.by_cause
+            } else {
+                &mut watched.child_by_cause
+            };
+            *by_cause.entry(verdict.cause.id().to_owned()).or_default() += 1;
+        }
+        Ok(Some(verdict))
+    }
+
+    /// Refusals that came behind the last one that is told: only counted, each by its cause.
+    pub(super) fn count_the_rest(&mut self) {
+        while let Some(record) = self.capture.next_record() {
+            if let Record::Refusal(attempt) = record {
+                // Nobody reads the lines of a closed pipe.
+                let _ = self.judged(&attempt);
+            }
+        }
+    }
+
     /// Ends watching where `--until` is reached.
     pub(super) fn count_refusal(&self) -> Result<(), Stop> {
         if self.until.is_some_and(|until| self.refusals >= until) {
             return Err(Stop::End(EndReason::Until));
         }
         Ok(())
+    }
+}
+
+/// The watched process on whose account the fork was: a descendant's belongs to the one above.
+fn account(attempt: &Attempt) -> u32 {
+    match attempt.watched {
+        0 => attempt.tgid,
+        watched => watched,
     }
 }
 

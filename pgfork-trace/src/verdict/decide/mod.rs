@@ -139,6 +139,7 @@ impl Decision {
             // What may have refused instead is told as that.
             let told = self.certainty != Certainty::Observed
                 && view.gives(candidate.errno)
+                && !view.ended_before(candidate)
                 && view.passed(candidate).is_none();
             place.is_some_and(|place| *at > place) && !told
         });
@@ -166,6 +167,9 @@ impl Decision {
             let gives_it = view.gives(candidate.errno);
             if gives_it && let Some(why) = view.passed(candidate) {
                 self.ruled_out.push(Considered { what, why });
+                continue;
+            }
+            if self.certainty != Certainty::Unknown && view.ended_before(candidate) {
                 continue;
             }
             match &candidate.numbers {

@@ -139,6 +139,15 @@ impl<'a> View<'a> {
         watched.then(|| format!("{} was watched and did not refuse", name(check)))
     }
 
+    /// Whether the fork ended before the place of a candidate: kernel.threads-max is tested right
+    /// behind `copy_creds` (kernel/fork.c `copy_process`, 5.10 to 7.2).
+    pub(super) fn ended_before(&self, candidate: &Candidate) -> bool {
+        candidate.cause == Cause::ThreadsMax
+            && self.attempt.source == source::KERNEL_CLONE
+            && self.sees(Check::CopyCreds)
+            && !self.reached(Check::CopyCreds)
+    }
+
     /// Whether `copy_creds` was reached where `RLIMIT_NPROC` stands before it: while the tasks are
     /// counted in `user_struct` (kernel/fork.c `copy_process`, 5.10).
     pub(super) fn is_past_nproc(&self) -> bool {

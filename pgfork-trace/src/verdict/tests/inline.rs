@@ -114,6 +114,18 @@ fn threads_max_between_copy_creds_and_cgroup_fork() {
 }
 
 #[test]
+fn threads_max_is_full_behind_a_fork_that_did_not_come_to_it() {
+    let attempt = through(EAGAIN, &[Check::ArchDupTaskStruct])
+        .nproc(400, 400)
+        .threads(900, 900);
+    let kernel_5_10 = hooks_without(&[Check::IsRlimitOverlimit]);
+    let verdict = judge(&attempt.done(), &facts(), &kernel_5_10);
+    assert_eq!(verdict.cause, Cause::RlimitNproc);
+    assert_eq!(whats(&verdict.also_full), ["kernel.threads-max"]);
+    assert!(verdict.also_possible.is_empty());
+}
+
+#[test]
 fn contradicting_flags_end_it_before_anything() {
     let bare = |ret| through(ret, &[]);
     assert_cases(vec![
