@@ -196,6 +196,8 @@ fn pair(
     // What refused its new connection took its old one from the client.
     server.wait_for_backends(1)?;
     limits.close(second)?;
+    // Facts of the host are read anew after 200 ms.
+    thread::sleep(Duration::from_millis(500));
     let refusal = refused(server, tracer, &mut clients[1])?;
     expect_eq!(refusal["cause"], second.cause(), "the second one");
     for list in ["also_full", "also_possible"] {
