@@ -76,6 +76,24 @@ const SYSCALLS: &[&str] = &[
 ];
 const V1: &[&str] = &["control", "pids_leaf", "pids_ancestor", "rlimit_nproc"];
 
+/// What may differ from one version of the server to another.
+const SERVER: &[&str] = &[
+    "control",
+    "pids_leaf",
+    "pids_ancestor",
+    "rlimit_nproc",
+    "commit_limit_ratio",
+    "commit_limit_kbytes",
+    "client",
+    "backend_rlimit_as",
+    "parallel_worker",
+    "copy_program",
+    "storm",
+    "restart",
+    "restart_refused",
+    "postmasters",
+];
+
 const TASKS_MAX: &[&str] = &["tasks_max", "tasks_max_slice"];
 
 /// The whole matrix: every kernel by every method, every server version, cgroup v1, systemd,
@@ -120,9 +138,18 @@ pub(crate) const MATRIX: &[Job] = &[
         cgroup: Cgroup::V1,
         ..job(Series::V6_1, Postgres::V15, HEADROOM)
     },
-    job(Series::V5_10, Postgres::V13, "auto"),
-    job(Series::V6_12, Postgres::V17, "auto"),
-    job(Series::V7_2, Postgres::V18, "auto,tracepoint"),
+    Job {
+        scenarios: SERVER,
+        ..job(Series::V5_10, Postgres::V13, "auto")
+    },
+    Job {
+        scenarios: SERVER,
+        ..job(Series::V6_12, Postgres::V17, "auto")
+    },
+    Job {
+        scenarios: SERVER,
+        ..job(Series::V7_2, Postgres::V18, "auto,tracepoint")
+    },
     Job {
         cgroup: Cgroup::V1,
         scenarios: V1,
