@@ -108,7 +108,8 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         title: "the tmpfs of /dev/shm is full",
         errno: "ENOSPC",
         function: "shmem_get_folio",
-        evidence: "ENOSPC for a file in /dev/shm, and no room in it.",
+        evidence: "Not watched: the server's own message tells it (could not resize shared memory segment: No space left on device), \
+                   and df shows no room.",
         meaning: "Parallel queries put their shared memory into /dev/shm, which is full. Containers have 64 MiB of it \
                   unless told otherwise.",
         remedy: "Start the container with a larger --shm-size, or mount /dev/shm with a larger size=.",
