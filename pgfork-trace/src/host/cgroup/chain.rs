@@ -36,7 +36,7 @@ pub struct Chain {
     pub path: PathBuf,
     /// How far up `levels` goes.
     pub reach: Reach,
-    /// From the process's own cgroup upwards. Empty unless `reach` is `Root` or `Partial`.
+    /// From the process's own cgroup upwards, as far as it is charged there. Empty unless `reach` is `Root` or `Partial`.
     /// A level whose directory does not have the controller's files (not enabled there) has no
     /// numbers.
     pub levels: Vec<Level>,
@@ -83,14 +83,24 @@ pub fn chain(root: &Root, pid: Pid, controller: Controller) -> Result<Option<Cha
     chain.reach = if whole { Reach::Root } else { Reach::Partial };
     chain.pids_local_events = mount.options.iter().any(|it| it == "pids_localevents");
     let top = root.join(&mount.mount_point);
-    for part in below.ancestors() {
+    for (above, part) in below.ancestors().enumerate() {
         let path = join_clean(&mount.mounted, part);
         let directory = join_clean(&top, part);
+        if above > 0 && controller == Controller::Memory && counts_itself_only(&directory) {
+            break;
+        }
         let unread = &mut chain.unread;
         let level = read_level(path, directory, controller, own.version, unread);
         chain.levels.push(level);
     }
     Ok(Some(chain))
+}
+
+/// Whether what is below a memory cgroup is not charged to it, nor to what is above: v1 with
+/// `memory.use_hierarchy` 0 (mm/memcontrol.c `mem_cgroup_css_alloc`, 5.10; always 1 from 5.11 on).
+fn counts_itself_only(directory: &Path) -> bool {
+    std::fs::read_to_string(directory.join("memory.use_hierarchy"))
+        .is_ok_and(|value| value.trim() == "0")
 }
 
 /// The level whose directory has the inode `kn_id`: the kernel's id of a cgroup

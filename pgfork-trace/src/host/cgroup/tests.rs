@@ -142,6 +142,22 @@ fn hybrid_takes_the_hierarchy_that_has_the_controller() {
 }
 
 #[test]
+fn v1_memory_ends_where_a_parent_counts_itself_only() {
+    let fake = with(V1_CGROUP, V1_MOUNTS);
+    let levels = |root: &str| {
+        fake.write("sys/fs/cgroup/memory/db/memory.limit_in_bytes", "4096\n");
+        fake.write("sys/fs/cgroup/memory/memory.use_hierarchy", root);
+        let chain = chain(fake.root(), PID, Controller::Memory).unwrap();
+        paths(&chain.unwrap()).len()
+    };
+    assert_eq!(levels("1\n"), 2);
+    assert_eq!(levels("0\n"), 1);
+    // The own cgroup counts the process, whatever it says of others.
+    fake.write("sys/fs/cgroup/memory/db/memory.use_hierarchy", "0\n");
+    assert_eq!(levels("1\n"), 2);
+}
+
+#[test]
 fn v1_memory_has_its_own_names_and_its_own_infinity() {
     let fake = with(V1_CGROUP, V1_MOUNTS);
     let dir = "sys/fs/cgroup/memory/db";
