@@ -186,12 +186,7 @@ pub(crate) fn oom_kill(server: &mut Server, method: &str) -> Result<()> {
     wait_for("the kernel kills", || {
         (kills().ok()? > before).then_some(())
     })?;
-    wait_for("the server says that a process was killed", || {
-        server
-            .log()
-            .contains(&format!("(PID {}) was terminated by signal 9", backend.pid))
-            .then_some(())
-    })?;
+    server.wait_until_killed(backend.pid)?;
     let said = tracer.stop()?;
     fs::write(cgroup.join("memory.max"), "max")?;
     let kill = said
@@ -216,12 +211,7 @@ pub(crate) fn killed(server: &mut Server, method: &str) -> Result<()> {
     // SAFETY: a signal to a process of the server's.
     let sent = unsafe { libc::kill(i32::try_from(backend.pid)?, libc::SIGKILL) };
     ensure!(sent == 0, "kill: {}", std::io::Error::last_os_error());
-    wait_for("the server says that a process was killed", || {
-        server
-            .log()
-            .contains(&format!("(PID {}) was terminated by signal 9", backend.pid))
-            .then_some(())
-    })?;
+    server.wait_until_killed(backend.pid)?;
     let said = tracer.stop()?;
     let of_it: Vec<&Value> = said
         .of("killed")

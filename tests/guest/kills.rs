@@ -31,12 +31,7 @@ pub(crate) fn global_oom(server: &mut Server, method: &str) -> Result<()> {
     fs::write(format!("/proc/{}/oom_score_adj", backend.pid), "1000")?;
     let tracer = Tracer::start("global_oom_kill", method, ALL)?;
     fs::write("/proc/sysrq-trigger", "f").context("/proc/sysrq-trigger")?;
-    wait_for("the server says that a process was killed", || {
-        server
-            .log()
-            .contains(&format!("(PID {}) was terminated by signal 9", backend.pid))
-            .then_some(())
-    })?;
+    server.wait_until_killed(backend.pid)?;
     let said = tracer.stop()?;
     let kill = said
         .of("oom_kill")

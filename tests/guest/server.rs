@@ -230,6 +230,14 @@ impl Server {
         self.query("select 1")
     }
 
+    /// Waits until the server says that a child of it was ended by SIGKILL.
+    pub(crate) fn wait_until_killed(&self, pid: u32) -> Result<()> {
+        let line = format!("(PID {pid}) was terminated by signal 9");
+        wait_for("the server says that a process was killed", || {
+            self.log().contains(&line).then_some(())
+        })
+    }
+
     /// Waits until it takes connections again, after it has restarted all its processes.
     pub(crate) fn wait_until_ready(&self) -> Result<()> {
         wait_for("the server takes connections", || self.connect().ok())

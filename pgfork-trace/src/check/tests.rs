@@ -146,8 +146,8 @@ fn schema_is_the_committed_one() {
     assert_eq!(std::fs::read_to_string(path).unwrap(), text);
 }
 
-#[test]
-fn every_limit_of_a_unit_on_v2() {
+/// A unit with eight clients and a checkpointer.
+fn busy() -> FakeRoot {
     let fake = FakeRoot::new();
     server(&fake, "0::/app.slice/pg.service\n");
     host(&fake);
@@ -156,6 +156,12 @@ fn every_limit_of_a_unit_on_v2() {
         backend(&fake, pid, "postgres: app db 10.0.0.1(5000) idle");
     }
     backend(&fake, 709, "postgres: checkpointer ");
+    fake
+}
+
+#[test]
+fn every_limit_of_a_unit_on_v2() {
+    let fake = busy();
     let found = look_at(&fake);
     assert!(
         found

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use pgfork_trace_common::Totals;
 
 use super::{Trace, kills::Ended, nanoseconds, totals, watchlist::Watched};
 use crate::output::{
@@ -23,11 +24,9 @@ impl Trace<'_> {
         let mut refused = 0;
         let mut lines = Vec::from_iter(self.comms.unsaid());
         for watched in self.watchlist.everyone() {
-            let counted = match &watched.counted {
-                Some(counted) => Some(**counted),
-                None => self.capture.totals(watched.id.pid),
+            let Some(counted) = self.counted(watched) else {
+                continue;
             };
-            let Some(counted) = counted else { continue };
             refused += counted.refused + counted.child_refused;
             unaccounted += counted.missed + counted.untracked;
             let losses = [
@@ -94,6 +93,14 @@ impl Trace<'_> {
         let _ = self.reporter.finish();
     }
 
+    /// The kernel side's counts of a process, also of one that is gone.
+    fn counted(&self, watched: &Watched) -> Option<Totals> {
+        match &watched.counted {
+            Some(counted) => Some(**counted),
+            None => self.capture.totals(watched.id.pid),
+        }
+    }
+
     /// Begins no further attempt, and takes what there is. Only then do counts that are read one
     /// after the other belong together: refusals go on while watching ends.
     fn stand_still(&mut self, reason: &EndReason) {
@@ -106,11 +113,8 @@ impl Trace<'_> {
             if *reason == EndReason::Until || self.drain().is_err() {
                 self.count_the_rest();
             }
-            let counted = |it: &Watched| match &it.counted {
-                Some(counted) => Some(**counted),
-                None => self.capture.totals(it.id.pid),
-            };
-            let all = self.watchlist.everyone().filter_map(counted);
+            let everyone = self.watchlist.everyone();
+            let all = everyone.filter_map(|watched| self.counted(watched));
             let refused: u64 = all.map(|it| it.refused + it.child_refused).sum();
             if refused == self.capture.refusals_counted() {
                 break;

@@ -26,18 +26,6 @@ fn report(fake: &FakeRoot) -> Report {
     report
 }
 
-fn busy() -> FakeRoot {
-    let fake = FakeRoot::new();
-    server(&fake, "0::/app.slice/pg.service\n");
-    host(&fake);
-    v2(&fake);
-    for pid in 701..=708 {
-        backend(&fake, pid, "postgres: app db 10.0.0.1(5000) idle");
-    }
-    backend(&fake, 709, "postgres: checkpointer ");
-    fake
-}
-
 #[test]
 fn a_unit_with_few_tasks_left() {
     golden("check_pids", &text_of(&report(&busy())));
