@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use schemars::generate::SchemaSettings;
 
 use super::{
-    file::{self, LineWriter, OpenError},
+    file::{Created, LineWriter, OpenError},
     json,
 };
 use crate::check::Report;
@@ -29,8 +29,7 @@ pub fn check_document(report: &Report) -> Vec<u8> {
 /// A file of documents, one a line.
 pub struct CheckFile {
     lines: LineWriter,
-    path: std::path::PathBuf,
-    identity: (u64, u64),
+    created: Created,
 }
 
 impl CheckFile {
@@ -39,15 +38,10 @@ impl CheckFile {
     /// # Errors
     /// When it exists or cannot be created.
     pub fn create(path: &Path) -> Result<Self, OpenError> {
-        let file = file::create(path)?;
-        let metadata = file.metadata().map_err(|source| OpenError::Other {
-            path: path.to_owned(),
-            source,
-        })?;
+        let (file, created) = Created::new(path)?;
         Ok(Self {
             lines: LineWriter::new(Box::new(file)),
-            path: path.to_owned(),
-            identity: file::identity(&metadata),
+            created,
         })
     }
 
@@ -63,7 +57,7 @@ impl CheckFile {
 impl Drop for CheckFile {
     fn drop(&mut self) {
         if self.lines.written() == 0 {
-            file::remove_empty(&self.path, self.identity);
+            self.created.remove_empty();
         }
     }
 }

@@ -60,6 +60,33 @@ pub(super) fn remove_empty(path: &Path, created: (u64, u64)) {
     }
 }
 
+/// A file that was created here, and goes again if nothing is written to it.
+pub(super) struct Created {
+    pub(super) path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Created {
+    /// [`create`]s it.
+    pub(super) fn new(path: &Path) -> Result<(File, Self), OpenError> {
+        let file = create(path)?;
+        let metadata = file.metadata().map_err(|source| OpenError::Other {
+            path: path.to_owned(),
+            source,
+        })?;
+        let created = Self {
+            path: path.to_owned(),
+            identity: identity(&metadata),
+        };
+        Ok((file, created))
+    }
+
+    /// Nothing was written to it.
+    pub(super) fn remove_empty(&self) {
+        remove_empty(&self.path, self.identity);
+    }
+}
+
 /// Device and inode.
 pub(super) fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())

@@ -2,13 +2,14 @@
 
 use std::{
     io::{self, ErrorKind, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use jiff::Timestamp;
 
 use super::{
-    Line, OpenError, OutputOptions, Surroundings, escape, file,
+    Line, OpenError, OutputOptions, Surroundings, escape,
+    file::{self, Created},
     json::JsonLines,
     text::{Text, TextOptions},
 };
@@ -40,21 +41,15 @@ pub struct Reporter {
 
 /// The output file.
 struct Kept {
-    path: PathBuf,
-    identity: (u64, u64),
+    created: Created,
     lines: JsonLines,
 }
 
 impl Kept {
     fn create(path: &Path, max_size: Option<u64>) -> Result<Self, OpenError> {
-        let file = file::create(path)?;
-        let metadata = file.metadata().map_err(|source| OpenError::Other {
-            path: path.to_owned(),
-            source,
-        })?;
+        let (file, created) = Created::new(path)?;
         Ok(Self {
-            path: path.to_owned(),
-            identity: file::identity(&metadata),
+            created,
             lines: JsonLines::new(Box::new(file), max_size),
         })
     }
@@ -64,7 +59,7 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         if self.lines.is_empty() {
-            file::remove_empty(&self.path, self.identity);
+            self.created.remove_empty();
         }
     }
 }
@@ -167,7 +162,7 @@ impl Reporter {
             self.complained_file = true;
             let complaint = format!(
                 "pgfork-trace: cannot write to {}: {}; watching goes on\n",
-                escape::name(&file.path.to_string_lossy()),
+                escape::name(&file.created.path.to_string_lossy()),
                 reason(&error)
             );
             self.say(&complaint);
