@@ -325,7 +325,7 @@ fn judge(case: &Case, method: &str, pid: u32, said: &Said) -> Result<()> {
     );
     let expected = match case.kind {
         Kind::Fork if is_tracepoint(method) && case.certain != Certain::Unknown => "deduced",
-        _ => case.certain.word(),
+        _ => case.certain.word(line),
     };
     ensure!(
         line["certainty"] == expected,
