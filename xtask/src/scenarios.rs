@@ -278,8 +278,9 @@ impl Job {
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) passed: usize,
-    pub(crate) failed: usize,
     pub(crate) skipped: usize,
+    /// Which failed and why, said once more at the end: CI may keep no more than that.
+    pub(crate) failures: Vec<String>,
     /// Passed and all, by guest and scenario.
     table: BTreeMap<(String, String), Vec<(String, bool)>>,
     /// Causes named, by cause, kernel and method.
@@ -405,7 +406,8 @@ impl Tally {
             Ok(report) => report,
             Err(error) => {
                 say(format_args!("{name}: the guest failed: {error:#}"));
-                self.failed += 1;
+                self.failures
+                    .push(format!("{name}: the guest failed: {error:#}"));
                 return;
             }
         };
@@ -434,20 +436,22 @@ impl Tally {
             let (scenario, method) = test.split_once(' ').unwrap_or((test, ""));
             let ok = result.starts_with("ok");
             tests += 1;
-            failed += usize::from(!ok);
+            if !ok {
+                failed += 1;
+                self.failures.push(format!("{name}: {test}: {result}"));
+            }
             self.table
                 .entry((name.clone(), scenario.to_owned()))
                 .or_default()
                 .push((method.to_owned(), ok));
         }
         self.passed += tests - failed;
-        self.failed += failed;
         if let Some(why) = incomplete(planned, tests, failed, report.status) {
             println!(
                 "test {name} ... FAILED: {why}\n{}",
                 report.errors.trim_end()
             );
-            self.failed += 1;
+            self.failures.push(format!("{name}: {why}"));
         }
     }
 
@@ -505,12 +509,12 @@ mod tests {
             0,
             "plan 2\ntest a fexit ... ok (1 s)\ntest b fexit ... ok (1 s)\n",
         );
-        assert_eq!((tally.passed, tally.failed), (2, 0));
+        assert_eq!((tally.passed, tally.failures.len()), (2, 0));
         let tally = report(
             1,
             "plan 2\ntest a fexit ... ok\ntest b fexit ... FAILED: x\n",
         );
-        assert_eq!((tally.passed, tally.failed), (1, 1));
+        assert_eq!((tally.passed, tally.failures.len()), (1, 1));
     }
 
     #[test]
@@ -522,11 +526,19 @@ mod tests {
             (0, "test a fexit ... ok\n"),
         ] {
             let tally = report(status, text);
-            assert_eq!((tally.passed, tally.failed), (1, 1), "{status} {text}");
+            assert_eq!(
+                (tally.passed, tally.failures.len()),
+                (1, 1),
+                "{status} {text}"
+            );
         }
         for (status, text) in [(0, ""), (0, "plan 0\n"), (139, "")] {
             let tally = report(status, text);
-            assert_eq!((tally.passed, tally.failed), (0, 1), "{status} {text}");
+            assert_eq!(
+                (tally.passed, tally.failures.len()),
+                (0, 1),
+                "{status} {text}"
+            );
         }
     }
 
@@ -534,6 +546,6 @@ mod tests {
     fn a_guest_that_failed_is_a_failure() {
         let mut tally = Tally::default();
         tally.take(&MATRIX[0], Err(anyhow::anyhow!("it hangs")));
-        assert_eq!((tally.passed, tally.failed), (0, 1));
+        assert_eq!((tally.passed, tally.failures.len()), (0, 1));
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that can be tested, in the order of its cost.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader},
     path::Path,
@@ -18,6 +19,9 @@ use crate::{
     scenarios::{self, Job, Programs, Tally},
     setup,
 };
+
+/// Of a failure, in the last lines.
+const FAILURE_CHARS: usize = 400;
 
 /// Options of `cargo xtask test`.
 #[derive(ClapArgs)]
@@ -92,7 +96,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         }
     }
     tally.passed += verdicts.passed;
-    tally.failed += verdicts.failed;
+    tally.failures.extend(verdicts.failures);
     match whole_types(&out, args.quick) {
         Ok(()) => tally.pass("the kernels' types are read as bpftool reads them"),
         Err(error) => tally.fail("the kernels' types", &error),
@@ -103,9 +107,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         )),
         Err(error) => tally.fail("JSON lines", &error),
     }
-    println!("{}", tally.closing());
-    if tally.failed > 0 {
-        bail!("{} tests failed", tally.failed);
+    print!("{}", tally.closing());
+    if !tally.failures.is_empty() {
+        bail!("{} tests failed", tally.failures.len());
     }
     Ok(())
 }
@@ -125,13 +129,27 @@ fn guests(tally: &mut Tally, jobs: &[Job], programs: &Programs, out: &Path) -> R
 }
 
 impl Tally {
-    /// The last line; what was skipped is named only if something was.
+    /// What failed, each once more in a line, and the numbers; what was skipped is named only if
+    /// something was.
     fn closing(&self) -> String {
+        let mut text = String::new();
+        for failure in &self.failures {
+            let line = failure.split_whitespace().collect::<Vec<_>>().join(" ");
+            text.push_str("failed: ");
+            text.extend(line.chars().take(FAILURE_CHARS));
+            text.push('\n');
+        }
         let skipped = match self.skipped {
             0 => String::new(),
             skipped => format!(", {skipped} skipped"),
         };
-        format!("{} passed, {} failed{skipped}", self.passed, self.failed)
+        let _ = writeln!(
+            text,
+            "{} passed, {} failed{skipped}",
+            self.passed,
+            self.failures.len()
+        );
+        text
     }
 
     fn pass(&mut self, what: &str) {
@@ -141,7 +159,7 @@ impl Tally {
 
     fn fail(&mut self, what: &str, why: &anyhow::Error) {
         println!("test {what} ... FAILED: {why:#}");
-        self.failed += 1;
+        self.failures.push(format!("{what}: {why:#}"));
     }
 }
 
@@ -176,20 +194,23 @@ fn unit_tests(tally: &mut Tally) -> Result<()> {
         }
         skipped
     });
-    let before = tally.failed;
+    let before = tally.failures.len();
+    let mut names = Vec::new();
     for line in BufReader::new(stdout).lines() {
         let line = line?;
         println!("{line}");
+        names.extend(failed_name(&line).map(str::to_owned));
         if let Some((passed, failed)) = counts(&line) {
             tally.passed += passed;
-            tally.failed += failed;
+            names.resize(failed, "a test of cargo test".to_owned());
+            tally.failures.append(&mut names);
         }
     }
     let skipped = skipped.join().unwrap_or_default();
     tally.passed = tally.passed.saturating_sub(skipped);
     tally.skipped += skipped;
-    if !child.wait()?.success() && tally.failed == before {
-        tally.failed += 1;
+    if !child.wait()?.success() && tally.failures.len() == before {
+        tally.failures.push("cargo test".to_owned());
     }
     Ok(())
 }
@@ -197,6 +218,11 @@ fn unit_tests(tally: &mut Tally) -> Result<()> {
 /// Whether a test says that it did not run; progress marks of `--quiet` are of the other stream.
 fn is_skipped(line: &str) -> bool {
     line.starts_with("skipped: ")
+}
+
+/// The test of "---- NAME stdout ----", which heads what a failed one printed.
+fn failed_name(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
 
 /// Passed and failed of "test result: ok. 3 passed; 0 failed; ...".
@@ -312,9 +338,26 @@ mod tests {
         assert!(is_skipped("skipped: native::fork: not root"));
         assert!(!is_skipped("warning: skipped: no"));
         let mut tally = Tally::default();
-        (tally.passed, tally.failed) = (3, 1);
-        assert_eq!(tally.closing(), "3 passed, 1 failed");
+        tally.passed = 3;
+        assert_eq!(tally.closing(), "3 passed, 0 failed\n");
         tally.skipped = 2;
-        assert_eq!(tally.closing(), "3 passed, 1 failed, 2 skipped");
+        assert_eq!(tally.closing(), "3 passed, 0 failed, 2 skipped\n");
+    }
+
+    #[test]
+    fn the_last_lines_name_what_failed() {
+        let mut tally = Tally::default();
+        tally.fail("docs", &anyhow::anyhow!("two\nlines"));
+        tally.failures.push("x".repeat(2 * FAILURE_CHARS));
+        let text = tally.closing();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "failed: docs: two lines");
+        assert_eq!(lines[1].len(), "failed: ".len() + FAILURE_CHARS);
+        assert_eq!(lines[2], "0 passed, 2 failed");
+        assert_eq!(
+            failed_name("---- cli::help_fits stdout ----"),
+            Some("cli::help_fits")
+        );
+        assert_eq!(failed_name("---- "), None);
     }
 }
