@@ -140,11 +140,6 @@ const ALL: &[Scenario] = &[
 
 /// Runs the scenarios named, or all; how many predictions were wrong.
 pub(crate) fn run(names: &[String]) -> Result<usize> {
-    let chosen: Vec<&Scenario> = ALL
-        .iter()
-        .filter(|scenario| names.is_empty() || names.iter().any(|name| name == scenario.name))
-        .collect();
-    crate::plan(chosen.len());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     // Memory stays charged where it was used first: programs and files to the root by this start,
     // so that the server's cgroup does not spend its last room on reading them again; the
@@ -152,11 +147,14 @@ pub(crate) fn run(names: &[String]) -> Result<usize> {
     let mut server = Server::start().context("cannot start PostgreSQL")?;
     restart(&mut server)?;
     server.query(&format!("create role {ROLE} login"))?;
+    let chosen: Vec<&Scenario> = ALL
+        .iter()
+        .filter(|scenario| names.is_empty() || names.iter().any(|name| name == scenario.name))
+        .filter(|scenario| (scenario.here)(&server))
+        .collect();
+    crate::plan(chosen.len());
     let mut failed = 0;
     for scenario in chosen {
-        if !(scenario.here)(&server) {
-            continue;
-        }
         for setting in scenario.settings {
             server.query(setting)?;
         }

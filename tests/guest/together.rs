@@ -78,7 +78,8 @@ impl Limits<'_> {
         let pid = self.server.pid;
         match full {
             Full::Nproc => limits::set_nproc(pid, tasks_of_user_of(pid)?.1),
-            Full::ThreadsMax => set_sysctl("kernel/threads-max", tasks_now()?),
+            // Below what there are: threads of the kernel end at any time, and would make room.
+            Full::ThreadsMax => set_sysctl("kernel/threads-max", tasks_now()?.saturating_sub(8)),
             Full::Pids => {
                 let inner = &self.cgroups.inner;
                 let tasks = number(inner.join("pids.current"))?;
