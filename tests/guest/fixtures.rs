@@ -306,7 +306,9 @@ fn judge(case: &Case, method: &str, pid: u32, said: &Said) -> Result<()> {
         return Ok(());
     }
     let visible = (case.visible)(method);
-    let outcome = attribution::report(case.cause, method, lines.last(), visible);
+    let by_state = case.by_state.filter(|_| is_tracepoint(method));
+    let cause = by_state.unwrap_or(case.cause);
+    let outcome = attribution::report(cause, method, lines.last(), visible);
     if outcome == Outcome::NotVisible {
         return Ok(());
     }
@@ -319,8 +321,7 @@ fn judge(case: &Case, method: &str, pid: u32, said: &Said) -> Result<()> {
     }
     ensure!(
         outcome == Outcome::Right,
-        "the cause is {}, said is {}: {line}",
-        case.cause,
+        "the cause is {cause}, said is {}: {line}",
         line["cause"]
     );
     let expected = match case.kind {
