@@ -56,6 +56,9 @@ pub struct Gatherer {
     tasks: HashMap<u32, (Instant, Vec<(String, u64)>)>,
     memory: HashMap<Pid, (Instant, Vec<MemcgFact>)>,
     killable: HashMap<Pid, (Instant, KillableFact)>,
+    /// Cgroups of processes that are watched, as they were when that began: a server that ends by
+    /// its refused fork is gone before anything of it is read.
+    met: HashMap<Pid, Vec<CgroupFact>>,
     log: Log,
     kernel: Option<(u32, u32)>,
     security_modules: Vec<String>,
@@ -71,6 +74,7 @@ impl Gatherer {
             security_modules: states::security_modules(&root),
             memory: HashMap::new(),
             killable: HashMap::new(),
+            met: HashMap::new(),
             root,
             page_size: system_value(libc::_SC_PAGESIZE).unwrap_or(4096),
             cpus: system_value(libc::_SC_NPROCESSORS_ONLN).unwrap_or(1),
@@ -111,8 +115,20 @@ impl Gatherer {
         if attempt.ret == -libc::EAGAIN && attempt.nproc_levels > 0 {
             facts.user_tasks = self.tasks(attempt.state.uid, now);
         }
+        if facts.cgroups.is_empty() {
+            // By the ids in the record they are found in it, or not at all.
+            let met = self.met.get(&pid).or_else(|| self.met.get(&server));
+            facts.cgroups = met.cloned().unwrap_or_default();
+        }
         self.states(attempt, &mut facts, now);
         facts
+    }
+
+    /// Takes down the cgroups of a process that is watched from now on.
+    pub fn meet(&mut self, pid: Pid) {
+        if let Ok(Some(chain)) = cgroup::chain(&self.root, pid, Controller::Pids) {
+            self.met.insert(pid, cgroup_facts(&chain));
+        }
     }
 
     /// Facts that are read in one quick look, for whatever was refused to `pid`.
@@ -147,6 +163,7 @@ impl Gatherer {
         self.backends.remove(&pid);
         self.memory.remove(&pid);
         self.killable.remove(&pid);
+        self.met.remove(&pid);
     }
 
     fn read(&self, pid: Pid) -> Facts {

@@ -186,6 +186,28 @@ fn the_unit_of_a_users_own_manager_is_named_by_its_file() {
     }
 }
 
+/// A server that has ended by its refused fork.
+#[test]
+fn cgroups_of_one_that_is_gone_are_those_it_was_met_in() {
+    let fake = FakeRoot::new();
+    fake.write(
+        "proc/self/mountinfo",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+    );
+    fake.write("proc/700/cgroup", "0::/system.slice/pg.service\n");
+    fake.write("sys/fs/cgroup/system.slice/pg.service/pids.max", "10\n");
+    fake.write("sys/fs/cgroup/system.slice/pg.service/pids.current", "10\n");
+    let mut gatherer = Gatherer::new(fake.root().clone());
+    gatherer.meet(700);
+    fake.remove("proc/700/cgroup");
+    let now = Instant::now();
+    let facts = gatherer.facts(&attempt(-libc::EAGAIN), now);
+    assert_eq!(facts.cgroups[0].path, "/system.slice/pg.service");
+    gatherer.forget(700);
+    let facts = gatherer.facts(&attempt(-libc::EAGAIN), now);
+    assert!(facts.cgroups.is_empty());
+}
+
 #[test]
 fn this_process_has_a_normal_policy() {
     assert_eq!(reset_on_fork(std::process::id()), Some(false));

@@ -249,6 +249,7 @@ impl Trace<'_> {
     /// Follows the forks of a process; notes where what answers before the kernel's fork path
     /// does is not seen.
     fn follow(&mut self, pid: u32, postmaster: bool) -> Result<(), CaptureError> {
+        self.gatherer.meet(pid);
         if let Some(error) = self.capture.watch(pid, postmaster)? {
             self.before_fork.push(Notice::line(
                 "before_fork_not_seen",

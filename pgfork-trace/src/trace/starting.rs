@@ -37,6 +37,7 @@ impl Trace<'_> {
         let looked = self.watchlist.look_again(&self.root, now);
         for pid in looked.dropped {
             self.capture.forget(pid);
+            self.gatherer.forget(pid);
         }
         for found in &looked.found {
             self.appeared(found)?;
@@ -47,6 +48,7 @@ impl Trace<'_> {
             // Why it cannot be watched is said once it is a postmaster.
             if ready && self.capture.watch(pid, true).is_ok() {
                 self.watchlist.follow(pid);
+                self.gatherer.meet(pid);
             }
         }
         Ok(())
