@@ -121,6 +121,8 @@ pub enum Check {
     MlockFuture,
     /// `get_unmapped_area` or `__get_unmapped_area`.
     GetUnmappedArea,
+    /// `shmem_fallocate`: room in a file of a tmpfs, such as a shared memory segment in /dev/shm.
+    ShmemFallocate,
     /// `execve`, which pays for a change of user that passed `RLIMIT_NPROC`.
     Execve,
     /// `oom_kill_process`.
@@ -177,6 +179,7 @@ impl Check {
         Self::HugetlbReservePages,
         Self::MlockFuture,
         Self::GetUnmappedArea,
+        Self::ShmemFallocate,
         Self::Execve,
         Self::OomKillProcess,
     ];
@@ -578,7 +581,8 @@ pub struct MemoryRefusal {
     pub time_ns: u64,
     /// Bytes asked for, 0 when not known.
     pub bytes: u64,
-    /// Flags of the mapping as the call had them (`MAP_*`), 0 when not known.
+    /// Flags of the mapping as the call had them (`MAP_*`), 0 when not known; of
+    /// [`Check::ShmemFallocate`] the device of the file system (`super_block.s_dev`).
     pub flags: u64,
     /// `mm->total_vm` in pages.
     pub total_vm_pages: u64,

@@ -182,6 +182,10 @@ offsets! {
     memcg_oom_kill_disable: "mem_cgroup", "oom_kill_disable";
     /// `mm_struct.map_count`
     mm_map_count: "mm_struct", "map_count";
+    /// `inode.i_sb`
+    inode_sb: "inode", "i_sb";
+    /// `super_block.s_dev`
+    sb_dev: "super_block", "s_dev";
     /// `mm_struct.locked_vm`
     mm_locked_vm: "mm_struct", "locked_vm";
     /// `oom_control.memcg`

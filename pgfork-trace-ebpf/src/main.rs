@@ -328,6 +328,26 @@ request!(MlockFuture, stages::error; mlock_future_check_fexit(3);
 request!(MlockFuture, stages::false_result; mlock_future_ok_fexit(3);
     mlock_future_ok_kprobe; mlock_future_ok_kretprobe; [bytes 2]);
 
+#[fexit]
+fn shmem_fallocate_fexit(ctx: FExitContext) {
+    let ret = ctx.arg(4);
+    if stages::error_pointer(ret).is_some() {
+        let request = memory::in_file(ctx.arg(0), ctx.arg(3));
+        memory::returned(Check::ShmemFallocate, ret, stages::error_pointer, request);
+    }
+}
+
+#[kprobe]
+fn shmem_fallocate_kprobe(ctx: ProbeContext) {
+    let request = memory::in_file(ctx.arg(0).unwrap_or(0), ctx.arg(3).unwrap_or(0));
+    memory::entered(Check::ShmemFallocate, [request.bytes, request.flags, 0]);
+}
+
+#[kretprobe]
+fn shmem_fallocate_kretprobe(ctx: RetProbeContext) {
+    memory::returned_kept(Check::ShmemFallocate, ctx.ret(), stages::error_pointer);
+}
+
 unsized_request!(Mremap, stages::error_pointer; do_mremap_fexit(1); do_mremap_kretprobe);
 unsized_request!(Mprotect, stages::error; mprotect_fixup_5_fexit(5), mprotect_fixup_6_fexit(6), mprotect_fixup_7_fexit(7);
     mprotect_fixup_kretprobe);

@@ -40,6 +40,8 @@ pub(crate) fn control_all(server: &mut Server, method: &str) -> Result<()> {
     Ok(())
 }
 
+const IN_PARALLEL: &str = "select count(*) from rows_without_index;";
+
 /// A running backend and its client.
 pub(crate) struct Backend {
     client: RunningClient,
@@ -80,6 +82,22 @@ impl Backend {
             )
         };
         ensure!(result == 0, "prlimit: {}", std::io::Error::last_os_error());
+        Ok(())
+    }
+
+    /// Has it ask for a worker and a shared memory segment by [`IN_PARALLEL`].
+    fn works_in_parallel(&mut self, server: &Server) -> Result<()> {
+        server.query(
+            "create table if not exists rows_without_index as select generate_series(1, 100000)",
+        )?;
+        for setting in [
+            "max_parallel_workers_per_gather = 1",
+            "parallel_setup_cost = 0",
+            "parallel_tuple_cost = 0",
+            "min_parallel_table_scan_size = 0",
+        ] {
+            self.client.say(&format!("set {setting};"))?;
+        }
         Ok(())
     }
 
@@ -160,6 +178,81 @@ pub(crate) fn rlimit_data(server: &mut Server, method: &str) -> Result<()> {
         backend.limit(libc::RLIMIT_DATA, 5, 16 * MIB)
     })
     .map(drop)
+}
+
+/// A tmpfs of this size on /dev/shm, until it is dropped.
+struct SmallShm;
+
+impl SmallShm {
+    const SIZE: u64 = 64 << 10;
+
+    fn mount() -> Result<Self> {
+        fs::create_dir_all("/dev/shm")?;
+        // SAFETY: strings with their end.
+        let result = unsafe {
+            libc::mount(
+                c"shm".as_ptr(),
+                c"/dev/shm".as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                c"size=64k,mode=1777".as_ptr().cast(),
+            )
+        };
+        ensure!(result == 0, "mount: {}", std::io::Error::last_os_error());
+        Ok(Self)
+    }
+}
+
+impl Drop for SmallShm {
+    fn drop(&mut self) {
+        // SAFETY: a string with its end.
+        unsafe { libc::umount2(c"/dev/shm".as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// A parallel query does not find room in /dev/shm.
+pub(crate) fn shm_full(server: &mut Server, method: &str) -> Result<()> {
+    const CAUSE: &str = "shm_tmpfs_full";
+    let mut backend = Backend::start(server)?;
+    backend.works_in_parallel(server)?;
+    let tracer = Tracer::start(CAUSE, method, ALL)?;
+    let small = SmallShm::mount()?;
+    let refused = || {
+        let log = server.log();
+        log.matches("could not resize shared memory segment")
+            .count()
+    };
+    let before = refused();
+    backend.client.say(IN_PARALLEL)?;
+    wait_for("the server finds no room", || {
+        (refused() > before).then_some(())
+    })?;
+    let said = tracer.stop()?;
+    drop(small);
+    let lines = said.of("memory_refusal");
+    let line = lines.first().copied();
+    attribution::report(CAUSE, said.method(), line, sees_requests(method));
+    if !sees_requests(method) {
+        expect_eq!(lines.len(), 0, "memory refusals");
+        return Ok(());
+    }
+    let line = line.context("nothing was reported")?;
+    expect_eq!(lines.len(), refused() - before, "refusals");
+    expect_eq!(line["cause"], CAUSE, "cause");
+    expect_eq!(line["certainty"], "observed", "certainty");
+    expect_eq!(line["errno"]["name"], "ENOSPC", "errno");
+    expect_eq!(line["process"]["pid"], backend.pid, "who");
+    let tmpfs = &line["evidence"]["tmpfs"];
+    expect_eq!(tmpfs["mounted_on"], "/dev/shm", "where");
+    expect_eq!(tmpfs["size_bytes"], SmallShm::SIZE, "size");
+    let asked = line["evidence"]["requested_bytes"].as_u64();
+    ensure!(asked > Some(SmallShm::SIZE), "asked for {asked:?}");
+    ensure!(
+        said.text.contains("could not resize shared memory segment"),
+        "the server's words: {}",
+        said.text
+    );
+    Ok(())
 }
 
 /// The OOM killer of a memory cgroup ends a backend, and the server restarts all others.
@@ -335,20 +428,9 @@ fn is_program(process: Option<&Value>, of: &str) -> Result<()> {
 /// A parallel query asks for a worker, and its fork is refused: no client's, and the server's own
 /// log says what it was to be.
 pub(crate) fn parallel_worker(server: &mut Server, method: &str) -> Result<()> {
-    const QUERY: &str = "select count(*) from rows_without_index;";
-    server.query(
-        "create table if not exists rows_without_index as select generate_series(1, 100000)",
-    )?;
     let cgroups = Cgroups::make()?;
     let mut backend = Backend::start(server)?;
-    for setting in [
-        "max_parallel_workers_per_gather = 1",
-        "parallel_setup_cost = 0",
-        "parallel_tuple_cost = 0",
-        "min_parallel_table_scan_size = 0",
-    ] {
-        backend.client.say(&format!("set {setting};"))?;
-    }
+    backend.works_in_parallel(server)?;
     server.enter(&cgroups.inner)?;
     let tracer = Tracer::start("parallel_worker", method, &[])?;
     // "worker process" to version 16, "background worker process" since.
@@ -363,7 +445,7 @@ pub(crate) fn parallel_worker(server: &mut Server, method: &str) -> Result<()> {
         number(cgroups.inner.join("pids.current"))?.to_string(),
     )?;
     for times in 1..=2 {
-        backend.client.say(QUERY)?;
+        backend.client.say(IN_PARALLEL)?;
         wait_for("the server logs the refusal", || {
             (refused() >= before + times).then_some(())
         })?;

@@ -57,6 +57,7 @@ pub(crate) const ALL: &[Scenario] = &[
     usual("control_all", children::control_all),
     usual("backend_rlimit_as", children::rlimit_as),
     usual("backend_rlimit_data", children::rlimit_data),
+    usual("backend_shm_full", children::shm_full),
     usual("backend_oom_kill", children::oom_kill),
     usual("backend_killed", children::killed),
     usual("global_oom_kill", kills::global_oom),

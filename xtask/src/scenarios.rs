@@ -86,6 +86,7 @@ const SERVER: &[&str] = &[
     "commit_limit_kbytes",
     "client",
     "backend_rlimit_as",
+    "backend_shm_full",
     "parallel_worker",
     "copy_program",
     "storm",

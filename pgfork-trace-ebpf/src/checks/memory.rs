@@ -55,6 +55,23 @@ impl Request {
     }
 }
 
+/// Room for `bytes` in an open file; in place of flags, the device of its file system.
+#[inline(always)]
+pub fn in_file(file: u64, bytes: u64) -> Request {
+    Request {
+        flags: device(file).unwrap_or(0),
+        ..Request::bytes(bytes)
+    }
+}
+
+#[inline(always)]
+fn device(file: u64) -> Option<u64> {
+    let inode: u64 = read_at(file, offset!(file_inode))?;
+    let super_block: u64 = read_at(inode, offset!(inode_sb))?;
+    let device: u32 = read_at(super_block, offset!(sb_dev))?;
+    Some(device as u64)
+}
+
 /// Arguments of calls in progress, by thread and check (kprobes in use). A
 /// leftover is overwritten by the thread's next call, or makes room when the
 /// map is full.

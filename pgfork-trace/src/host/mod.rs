@@ -26,6 +26,7 @@ mod read;
 pub mod sock_diag;
 pub mod sockets;
 pub mod sysctl;
+pub mod tmpfs;
 pub mod users;
 
 #[cfg(test)]

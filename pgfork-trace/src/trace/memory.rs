@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pgfork_trace_common::{self as records, oom_valid};
+use pgfork_trace_common::{self as records, Check, oom_valid};
 
 use crate::{
     capture,
@@ -10,7 +10,7 @@ use crate::{
     host::{
         Pid, Root,
         cgroup::{self, Controller},
-        memory, process, sysctl,
+        memory, process, sysctl, tmpfs,
     },
     output::{
         Closed,
@@ -20,7 +20,7 @@ use crate::{
         },
     },
     verdict::{
-        memory::{HugePages, Request, RequestFacts, errno, judge},
+        memory::{HugePages, Request, RequestFacts, TmpfsRoom, errno, judge},
         oom::{self, OomFacts},
     },
 };
@@ -52,6 +52,19 @@ impl RequestFactsCache {
         self.0 = Some((now, max_map_count, huge_pages));
         (max_map_count, huge_pages)
     }
+}
+
+/// The tmpfs of a refused request, by its device: as the process has it mounted, or, when that is gone,
+/// as its server has.
+fn tmpfs_of(root: &Root, record: &records::MemoryRefusal) -> Option<TmpfsRoom> {
+    let found = [record.tgid, record.watched]
+        .into_iter()
+        .find_map(|pid| tmpfs::on_device(root, pid, record.flags))?;
+    Some(TmpfsRoom {
+        mounted_on: text(found.mounted_on.as_os_str()),
+        size_bytes: found.size_bytes,
+        free_bytes: found.free_bytes,
+    })
 }
 
 impl Trace<'_> {
@@ -92,7 +105,7 @@ impl Trace<'_> {
             return Ok(());
         };
         let shown = watched.shown.clone();
-        let facts = self.facts_for_request(&shown);
+        let facts = self.facts_for_request(&shown, request);
         let Some(verdict) = judge(request, &facts, self.capture.coverage()) else {
             return Ok(());
         };
@@ -121,7 +134,7 @@ impl Trace<'_> {
         self.emit(&line)
     }
 
-    fn facts_for_request(&mut self, watched: &Postmaster) -> RequestFacts {
+    fn facts_for_request(&mut self, watched: &Postmaster, request: &Request) -> RequestFacts {
         let now = Instant::now();
         let (max_map_count, huge_pages) = self.request_facts.read(&self.root, now);
         RequestFacts {
@@ -129,6 +142,11 @@ impl Trace<'_> {
             server: is_server(watched),
             max_map_count,
             huge_pages,
+            tmpfs: request.records().find_map(|record| {
+                (record.check == Check::ShmemFallocate as u32)
+                    .then(|| tmpfs_of(&self.root, record))
+                    .flatten()
+            }),
         }
     }
 

@@ -166,7 +166,7 @@ fn names_in(text: &[u8]) -> Vec<OsString> {
 }
 
 /// Undoes the octal escapes of mountinfo (`\040` is a space).
-fn unescape(text: &[u8]) -> PathBuf {
+pub(super) fn unescape(text: &[u8]) -> PathBuf {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, tail @ ..] = rest {

@@ -742,6 +742,17 @@ pub const TABLE: &[Row] = &[
             ),
         ],
     ),
+    request(
+        Check::ShmemFallocate,
+        &[asked(
+            "shmem_fallocate",
+            &[To("file"), Int, Int, Int],
+            Returns::Int,
+            "shmem_fallocate_fexit",
+            "shmem_fallocate_kprobe",
+            "shmem_fallocate_kretprobe",
+        )],
+    ),
     below(
         Check::Execve,
         &[],

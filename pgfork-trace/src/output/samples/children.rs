@@ -9,7 +9,7 @@ use super::{
 };
 use crate::verdict::{
     Cause, Certainty, CheckSeen, Considered, Scope, TrailEntry,
-    memory::{Asked, HugePages, MemoryEvidence, MemoryVerdict, Way},
+    memory::{Asked, HugePages, MemoryEvidence, MemoryVerdict, TmpfsRoom, Way},
     oom::{OomEvidence, OomVerdict},
 };
 
@@ -199,6 +199,38 @@ fn stack() -> MemoryRefusal {
     }
 }
 
+fn tmpfs_full() -> MemoryRefusal {
+    let mut refusal = rlimit_as();
+    refusal.errno = Some(Errno::from_ret(-libc::ENOSPC));
+    let verdict = &mut refusal.verdict;
+    verdict.cause = Cause::ShmTmpfsFull;
+    "shmem_fallocate was seen returning -ENOSPC, and the commit limit, which also has it do so, was watched and did not refuse"
+        .clone_into(&mut verdict.because);
+    verdict.scope = None;
+    verdict.asked = vec![Asked {
+        returned: Some("-ENOSPC".to_owned()),
+        ..asked(Way::Fallocate, 8 * MIB)
+    }];
+    verdict.check = Some(CheckSeen {
+        function: "shmem_fallocate",
+        path: Vec::new(),
+        returned: Some("-ENOSPC".to_owned()),
+    });
+    verdict.trail = vec![entry("shmem_fallocate", "-ENOSPC")];
+    verdict.evidence.requested_bytes = Some(8 * MIB);
+    verdict.evidence.tmpfs = Some(TmpfsRoom {
+        mounted_on: "/dev/shm".to_owned(),
+        size_bytes: Some(64 * MIB),
+        free_bytes: Some(2 * MIB),
+    });
+    verdict.remedy = vec![remedy(
+        "nsenter -t 1843 -m mount -o remount,size=96M /dev/shm",
+        "96 MiB at once, until it is mounted anew; what is used of it is memory, also of the cgroup",
+        true,
+    )];
+    refusal
+}
+
 fn unknown() -> MemoryRefusal {
     let mut refusal = rlimit_as();
     refusal.errno = None;
@@ -248,6 +280,7 @@ pub(in crate::output) fn memory_refusals() -> Vec<(&'static str, MemoryRefusal)>
         ("memory_rlimit_as", rlimit_as()),
         ("memory_commit_limit", strict()),
         ("memory_stack", stack()),
+        ("memory_tmpfs_full", tmpfs_full()),
         ("memory_unknown", unknown()),
         ("memory_hostile", hostile()),
     ]

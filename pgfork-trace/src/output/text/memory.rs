@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        escape::sentence,
+        escape::{name, sentence},
         line::{MemoryRefusal, Role},
         units::{bytes, count, counted},
     },
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::verdict::{
     Cause, Certainty,
-    memory::{Asked, HugePages, MemoryEvidence, MemoryVerdict, Way},
+    memory::{Asked, HugePages, MemoryEvidence, MemoryVerdict, TmpfsRoom, Way},
 };
 
 /// The block of a refused request; `clock` is its time.
@@ -80,6 +80,10 @@ fn errno(refusal: &MemoryRefusal) -> String {
         return "not seen".to_owned();
     };
     let text = format!("{}: {}", errno.name, block::strerror(errno));
+    // src/backend/storage/ipc/dsm_impl.c `dsm_impl_posix_resize`, PostgreSQL 10 to 18.
+    if server && verdict.asked.iter().any(|it| it.way == Way::Fallocate) {
+        return format!("{text}; the server log has \"could not resize shared memory segment\"");
+    }
     let malloc = verdict
         .asked
         .iter()
@@ -114,6 +118,7 @@ fn numbers_of(verdict: &MemoryVerdict) -> Vec<String> {
         Cause::MaxMapCount => mappings(evidence).into_iter().collect(),
         Cause::StackGrowthRefused => stack(evidence).into_iter().collect(),
         Cause::HugetlbExhausted => evidence.huge_pages.as_ref().map(pool).into_iter().collect(),
+        Cause::ShmTmpfsFull => evidence.tmpfs.as_ref().map(room).into_iter().collect(),
         Cause::AddressSpaceExhausted => space(evidence).into_iter().collect(),
         _ => {
             let mut rows = evidence
@@ -182,6 +187,19 @@ fn mappings(evidence: &MemoryEvidence) -> Option<String> {
         Some(max) => format!("{mappings} of vm.max_map_count {}", count(max)),
         None => mappings,
     })
+}
+
+fn room(tmpfs: &TmpfsRoom) -> String {
+    let path = name(&tmpfs.mounted_on);
+    match tmpfs.size_bytes.zip(tmpfs.free_bytes) {
+        Some((size, free)) => format!(
+            "tmpfs {path}: {} used of {}, {} left right after",
+            bytes(size.saturating_sub(free)),
+            bytes(size),
+            bytes(free)
+        ),
+        None => format!("tmpfs {path}: its size could not be read"),
+    }
 }
 
 fn pool(pool: &HugePages) -> String {

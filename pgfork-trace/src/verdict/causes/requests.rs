@@ -105,11 +105,11 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
     CauseEntry {
         cause: Cause::ShmTmpfsFull,
         id: "shm_tmpfs_full",
-        title: "the tmpfs of /dev/shm is full",
+        title: "a tmpfs (/dev/shm) is full",
         errno: "ENOSPC",
-        function: "shmem_get_folio",
-        evidence: "Not watched: the server's own message tells it (could not resize shared memory segment: No space left on device), \
-                   and df shows no room.",
+        function: "shmem_fallocate",
+        evidence: "Observed: shmem_fallocate returned -ENOSPC, and __vm_enough_memory, which also has it do so, did not \
+                   refuse. The tmpfs is found by its device in the mounts of the process.",
         meaning: "Parallel queries put their shared memory into /dev/shm, which is full. Containers have 64 MiB of it \
                   unless told otherwise.",
         remedy: "Start the container with a larger --shm-size, or mount /dev/shm with a larger size=.",

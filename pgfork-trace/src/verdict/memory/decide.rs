@@ -49,7 +49,7 @@ impl Decision {
         }
     }
 
-    fn observed(cause: Cause, check: Check, because: String) -> Self {
+    pub(super) fn observed(cause: Cause, check: Check, because: String) -> Self {
         Self::new(cause, Certainty::Observed, Some(check), because)
     }
 
@@ -237,7 +237,11 @@ fn enough_memory(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> D
     let check = Check::VmEnoughMemory;
     let name = function(check);
     let shared = flags(call).is_some_and(|flags| flags & MAP_SHARED != 0);
+    let in_file = way(call) == Way::Fallocate;
     let place = match way(call) {
+        Way::Fallocate => {
+            "; it was asked for a page of a file in a tmpfs, which has ENOSPC made of it (mm/shmem.c)"
+        }
         Way::Other => {
             "; no mmap, brk or other call was seen around it: shared memory (shmget, /dev/shm), or a program start"
         }
@@ -274,6 +278,9 @@ fn enough_memory(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> D
             )
         }
     };
+    if in_file {
+        decision.cause = Cause::ShmCommitRefused;
+    }
     if shared {
         decision.because = format!(
             "{}; the mapping is shared, so all of it is charged at once",

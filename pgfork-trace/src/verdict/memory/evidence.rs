@@ -33,6 +33,19 @@ impl HugePages {
     }
 }
 
+/// The tmpfs in which room was asked for, right after the refusal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct TmpfsRoom {
+    /// Where it is mounted, for the process.
+    pub mounted_on: String,
+    /// Its size, in bytes; absent where it could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// What is left of it, in bytes. What a refused request had got is given back before that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free_bytes: Option<u64>,
+}
+
 /// All numbers of one refused request; what could not be read is absent, and so is a limit that
 /// is not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -79,6 +92,9 @@ pub struct MemoryEvidence {
     /// Huge pages, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<HugePages>,
+    /// The tmpfs, where room in one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tmpfs: Option<TmpfsRoom>,
 }
 
 pub(super) fn collect(call: &Call, decision: &Decision, facts: &RequestFacts) -> MemoryEvidence {
@@ -87,6 +103,7 @@ pub(super) fn collect(call: &Call, decision: &Decision, facts: &RequestFacts) ->
         requested_bytes: decide::bytes(call),
         mapping_flags: decide::flags(call),
         max_map_count: facts.max_map_count,
+        tmpfs: facts.tmpfs.clone(),
         ..MemoryEvidence::default()
     };
     // The deepest record stands closest to what was compared.

@@ -76,6 +76,7 @@ pub(super) fn is_outer(check: u32) -> bool {
                 | Check::Mremap
                 | Check::Mprotect
                 | Check::ExpandDownwards
+                | Check::ShmemFallocate
         )
     )
 }

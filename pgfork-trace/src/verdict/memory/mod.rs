@@ -11,7 +11,7 @@ mod remedy;
 #[cfg(test)]
 mod tests;
 
-pub use evidence::{HugePages, MemoryEvidence};
+pub use evidence::{HugePages, MemoryEvidence, TmpfsRoom};
 pub use merge::{Merger, Request};
 
 use pgfork_trace_common::{Check, MemoryRefusal};
@@ -31,6 +31,8 @@ pub struct RequestFacts {
     pub max_map_count: Option<u64>,
     /// The pool of huge pages of the default size.
     pub huge_pages: Option<HugePages>,
+    /// The tmpfs in which room was asked for.
+    pub tmpfs: Option<TmpfsRoom>,
     /// What is watched is a PostgreSQL server.
     pub server: bool,
 }
@@ -49,6 +51,9 @@ pub enum Way {
     Mprotect,
     /// No system call: the stack was used beyond its end, and had to grow.
     StackGrowth,
+    /// The fallocate system call: room in a file of a tmpfs, as posix_fallocate asks for a shared
+    /// memory segment.
+    Fallocate,
     /// None of these was seen around the check: a shared memory object, or a program start.
     Other,
 }
@@ -63,6 +68,7 @@ impl Way {
             Self::Mremap => "mremap",
             Self::Mprotect => "mprotect",
             Self::StackGrowth => "stack growth",
+            Self::Fallocate => "fallocate",
             Self::Other => "another call",
         }
     }
@@ -195,6 +201,7 @@ fn way(call: &merge::Call) -> Way {
         Some(Check::Mremap) => Way::Mremap,
         Some(Check::Mprotect) => Way::Mprotect,
         Some(Check::ExpandDownwards) => Way::StackGrowth,
+        Some(Check::ShmemFallocate) => Way::Fallocate,
         _ => Way::Other,
     }
 }
@@ -212,6 +219,7 @@ const fn function(check: Check) -> &'static str {
         Check::HugetlbReservePages => "hugetlb_reserve_pages",
         Check::MlockFuture => "mlock_future_ok",
         Check::GetUnmappedArea => "__get_unmapped_area",
+        Check::ShmemFallocate => "shmem_fallocate",
         _ => "?",
     }
 }

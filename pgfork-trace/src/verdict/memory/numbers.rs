@@ -26,6 +26,9 @@ pub(super) fn by_numbers(call: &Call, facts: &RequestFacts, coverage: &Coverage)
     };
     let name = way(call).name();
     let error = super::errno_name(outer.ret);
+    if way(call) == Way::Fallocate {
+        return in_tmpfs(outer, coverage);
+    }
     if outer.ret == -libc::EAGAIN {
         return locked(outer, call, facts, coverage);
     }
@@ -224,6 +227,37 @@ fn unseen_overcommit(call: &Call, facts: &RequestFacts) -> Candidate {
             _ => "the commit limit is not known".to_owned(),
         },
     }
+}
+
+/// mm/shmem.c `shmem_fallocate`, 5.10 to 7.2: ENOSPC where the file would pass the tmpfs's size, or a
+/// page of it does not fit below that or below the commit limit.
+fn in_tmpfs(outer: &MemoryRefusal, coverage: &Coverage) -> Decision {
+    let check = Check::ShmemFallocate;
+    let ended = format!(
+        "{} was seen returning -{}",
+        function(check),
+        super::errno_name(outer.ret)
+    );
+    if outer.ret != -libc::ENOSPC {
+        return Decision::unknown(format!(
+            "{ended}: the size of the tmpfs gives ENOSPC; want of memory for its pages, a seal or a quota may give this error"
+        ));
+    }
+    if coverage.sees(Check::VmEnoughMemory) {
+        return Decision::observed(
+            Cause::ShmTmpfsFull,
+            check,
+            format!(
+                "{ended}, and the commit limit, which also has it do so, was watched and did not refuse"
+            ),
+        );
+    }
+    let mut decision = Decision::deduced(Cause::ShmTmpfsFull, Some(check), ended);
+    decision.also_possible.push(Considered {
+        what: Cause::ShmCommitRefused.id(),
+        why: "the commit limit also has it do so, and could not be watched".to_owned(),
+    });
+    decision
 }
 
 /// EAGAIN is what `RLIMIT_MEMLOCK` gives (mm/mmap.c `mlock_future_check`, inline on 5.10).

@@ -54,6 +54,7 @@ pub(super) fn remedies(
         Cause::ShmCommitRefused => shared(evidence, facts),
         Cause::OvercommitHeuristic => heuristic(evidence, facts),
         Cause::HugetlbExhausted => huge_pages(evidence, facts),
+        Cause::ShmTmpfsFull => tmpfs(evidence, facts),
         _ => Vec::new(),
     }
 }
@@ -254,6 +255,56 @@ fn heuristic(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
             immediate: true,
         });
     }
+    remedies
+}
+
+/// Room for the request and another one, and half of the size on top. nsenter: a container has its own
+/// mounts; on the host it changes nothing.
+fn tmpfs(evidence: &MemoryEvidence, facts: &RequestFacts) -> Vec<Remedy> {
+    let Some(tmpfs) = &evidence.tmpfs else {
+        return Vec::new();
+    };
+    let path = &tmpfs.mounted_on;
+    // What is typed into a shell as it is.
+    let plain = |character: char| character.is_ascii_alphanumeric() || "/._-".contains(character);
+    let mut remedies = Vec::new();
+    if let Some(((size, free), asked)) = tmpfs
+        .size_bytes
+        .zip(tmpfs.free_bytes)
+        .zip(evidence.requested_bytes)
+        .filter(|_| path.chars().all(plain))
+    {
+        let used = size.saturating_sub(free);
+        let wanted = used
+            .saturating_add(asked.saturating_mul(2))
+            .max(size.saturating_add(size / 2))
+            .div_ceil(MIB);
+        remedies.push(Remedy {
+            change: Change::Command(format!(
+                "nsenter -t {} -m mount -o remount,size={wanted}M {path}",
+                facts.host.pid
+            )),
+            effect: format!(
+                "{wanted} MiB at once, until it is mounted anew; what is used of it is memory, also of the cgroup"
+            ),
+            immediate: true,
+        });
+    }
+    remedies.push(Remedy {
+        change: Change::Action(format!(
+            "a larger size= of {path} where it is mounted (a container: --shm-size, or an emptyDir of medium Memory with a sizeLimit)"
+        )),
+        effect: "the same, from the next start on".to_owned(),
+        immediate: false,
+    });
+    remedies.extend(facts.server.then(|| Remedy {
+        change: Change::Action(
+            "lower max_parallel_workers_per_gather or work_mem, or set min_dynamic_shared_memory (14 and later)"
+                .to_owned(),
+        ),
+        effect: "parallel queries then take less of it".to_owned(),
+        immediate: false,
+    }));
     remedies
 }
 

@@ -382,6 +382,76 @@ fn huge_pages() {
     );
 }
 
+/// A shared memory segment of 8 MiB in a tmpfs of 64 MiB, of which 2 MiB are left.
+#[test]
+fn a_full_tmpfs() {
+    let facts = RequestFacts {
+        tmpfs: Some(TmpfsRoom {
+            mounted_on: "/dev/shm".to_owned(),
+            size_bytes: Some(64 * MIB),
+            free_bytes: Some(2 * MIB),
+        }),
+        ..facts()
+    };
+    let asked = |ret| asking(Check::ShmemFallocate, ret, 8 * MIB);
+    let judged = |inner: &[MemoryRefusal], ret, facts: &RequestFacts, without: &[Check]| {
+        let request = request(&[call(inner, Some(asked(ret)))]);
+        judge(&request, facts, &coverage(without)).unwrap()
+    };
+    let full = judged(&[], -libc::ENOSPC, &facts, &[]);
+    assert_eq!(found(&full), (Cause::ShmTmpfsFull, Certainty::Observed));
+    assert_eq!(full.asked[0].way, Way::Fallocate);
+    assert_eq!(full.check.unwrap().function, "shmem_fallocate");
+    assert_eq!(full.evidence.requested_bytes, Some(8 * MIB));
+    assert_eq!(full.evidence.mapping_flags, None);
+    assert_eq!(full.evidence.tmpfs, facts.tmpfs);
+    let command = full.remedy[0].change.to_string();
+    assert_eq!(
+        command,
+        "nsenter -t 1843 -m mount -o remount,size=96M /dev/shm"
+    );
+    // A much larger one: what is used, and twice of it.
+    let request_of = |bytes| asking(Check::ShmemFallocate, -libc::ENOSPC, bytes);
+    let large = request(&[call(&[], Some(request_of(100 * MIB)))]);
+    let large = judge(&large, &facts, &coverage(&[])).unwrap();
+    assert!(large.remedy[0].change.contains("size=262M"));
+    // A name that a shell would take for more than that is not put into a command.
+    let mut odd = facts.clone();
+    odd.tmpfs.as_mut().unwrap().mounted_on = "/dev/$(reboot)".to_owned();
+    let odd = judged(&[], -libc::ENOSPC, &odd, &[]);
+    assert!(odd.remedy.iter().all(|it| !it.change.contains("nsenter")));
+    // Not known which one.
+    let blind = judged(&[], -libc::ENOSPC, &self::facts(), &[]);
+    assert_eq!(found(&blind), (Cause::ShmTmpfsFull, Certainty::Observed));
+    assert!(blind.remedy.is_empty());
+}
+
+#[test]
+fn what_else_ends_a_fallocate() {
+    let asked = |ret| asking(Check::ShmemFallocate, ret, 8 * MIB);
+    let judged = |inner: &[MemoryRefusal], ret, without: &[Check]| {
+        let request = request(&[call(inner, Some(asked(ret)))]);
+        judge(&request, &facts(), &coverage(without))
+    };
+    // One page at a time is promised.
+    let promise = overcommit(PAGE, 2);
+    let refused = judged(&[promise], -libc::ENOSPC, &[]).unwrap();
+    assert_eq!(
+        found(&refused),
+        (Cause::ShmCommitRefused, Certainty::Observed)
+    );
+    assert!(refused.because.contains("tmpfs"));
+    assert_eq!(refused.check.unwrap().path, ["shmem_fallocate"]);
+    let unseen = judged(&[], -libc::ENOSPC, &[Check::VmEnoughMemory]).unwrap();
+    assert_eq!(found(&unseen), (Cause::ShmTmpfsFull, Certainty::Deduced));
+    assert_eq!(unseen.also_possible[0].what, "shm_commit_refused");
+    let memory = judged(&[], ENOMEM, &[]).unwrap();
+    assert_eq!(memory.cause, Cause::Unknown);
+    // A signal came, or the file would be larger than files may be.
+    assert_eq!(judged(&[], -libc::EINTR, &[]), None);
+    assert_eq!(judged(&[], -libc::EFBIG, &[]), None);
+}
+
 #[test]
 fn no_hole_in_the_address_space() {
     let inner = asking(Check::GetUnmappedArea, ENOMEM, 1 << 47);

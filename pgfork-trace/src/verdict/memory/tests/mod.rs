@@ -121,6 +121,7 @@ fn facts() -> RequestFacts {
             free_pages: 60,
             reserved_pages: 20,
         }),
+        tmpfs: None,
         server: true,
     }
 }
