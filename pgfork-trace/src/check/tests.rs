@@ -2,6 +2,7 @@
 
 mod figures;
 mod golden;
+mod hierarchies;
 mod memory;
 mod origins;
 mod races;
