@@ -98,6 +98,9 @@ fn others_before_fork(view: &View, mut found: Found, chosen: Cause) -> Found {
     found
 }
 
+/// Errors that limits give.
+const OF_LIMITS: [i32; 3] = [EAGAIN, ENOMEM, EMFILE];
+
 /// Without hooks, and no limit explains it: what has no numbers.
 pub(super) fn without_hooks(view: &View, candidates: &[Candidate]) -> Option<Found> {
     let ret = view.ret?;
@@ -109,8 +112,7 @@ pub(super) fn without_hooks(view: &View, candidates: &[Candidate]) -> Option<Fou
                 .to_owned(),
         ));
     }
-    let limits = [EAGAIN, ENOMEM, EMFILE];
-    if limits.contains(&ret) {
+    if OF_LIMITS.contains(&ret) {
         return by_filter_alone(view, candidates);
     }
     by_veto(view, ret)
@@ -163,6 +165,8 @@ fn by_veto(view: &View, ret: i32) -> Option<Found> {
             Cause::PerfInheritFailed,
             "perf events are open on the process that its children inherit",
         ),
+        // Either may have any error; nothing tells them apart.
+        (Some(false), Some(false)) if !modules(view).is_empty() && scheduler(view) => None,
         (Some(false), Some(false)) if !modules(view).is_empty() => so(
             Cause::LsmDenied,
             &format!(
@@ -208,6 +212,10 @@ fn modules<'a>(view: &'a View) -> Vec<&'a str> {
         .collect()
 }
 
+const MODULE: &str = "security module";
+const SCHEDULER: &str = "BPF scheduler";
+const MAY_SCHEDULE: &str = "one is running, and may refuse with any error";
+
 fn scheduler(view: &View) -> bool {
     view.evidence.process.as_ref().and_then(|it| it.sched_ext) == Some(true)
 }
@@ -223,15 +231,12 @@ pub(super) fn with_vetoes(view: &View, mut found: Found, chosen: Cause) -> Found
     }
     if chosen != Cause::LsmDenied && !modules(view).is_empty() {
         found = found.or(
-            "security module",
+            MODULE,
             &format!("{} may refuse with any error", modules(view).join(", ")),
         );
     }
     if chosen != Cause::SchedExtRejected && scheduler(view) {
-        found = found.or(
-            "BPF scheduler",
-            "one is running, and may refuse with any error",
-        );
+        found = found.or(SCHEDULER, MAY_SCHEDULE);
     }
     found
 }
@@ -259,6 +264,16 @@ pub(super) fn possible(view: &View) -> Vec<Considered> {
             FILTER,
             "the process has one, and it may refuse with any error",
         );
+    }
+    // Of an error that a limit gives they are seldom the reason.
+    if !OF_LIMITS.contains(&view.attempt.ret) {
+        if !modules(view).is_empty() {
+            let modules = modules(view).join(", ");
+            add(MODULE, &format!("{modules} may refuse with any error"));
+        }
+        if scheduler(view) {
+            add(SCHEDULER, MAY_SCHEDULE);
+        }
     }
     possible
 }

@@ -227,6 +227,16 @@ fn an_error_that_no_limit_gives_is_a_veto() {
     assert_eq!(judged(eperm(), &harmless).cause, Cause::Unknown);
     let scheduler = with(|facts| facts.sched_ext = Some(true));
     assert_eq!(judged(eperm(), &scheduler).cause, Cause::SchedExtRejected);
+    let both = with(|facts| {
+        facts.sched_ext = Some(true);
+        facts.security_modules = vec!["bpf".to_owned()];
+    });
+    let verdict = judged(eperm(), &both);
+    assert_eq!(verdict.cause, Cause::Unknown);
+    assert_eq!(
+        whats(&verdict.also_possible),
+        ["security module", "BPF scheduler"]
+    );
     let unread = eperm().without(valid::SECCOMP);
     assert_eq!(judged(unread, &selinux).cause, Cause::Unknown);
 }
