@@ -45,7 +45,7 @@ fn a_container_without_a_user_namespace_shares_the_hosts_count() {
     server(&fake, &format!("0::{scope}\n"));
     host(&fake);
     for pid in [1, 700, 900] {
-        fake.link(&format!("proc/{pid}/ns/user"), "user:[4026531837]");
+        fake.link(format!("proc/{pid}/ns/user"), "user:[4026531837]");
     }
     // A process of the host with the same uid number.
     let stranger = FakeProcess {
