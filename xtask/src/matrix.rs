@@ -36,6 +36,8 @@ struct Cell {
     all: usize,
     /// Runs in which this method could not have seen it.
     not_visible: usize,
+    /// Said to be unknown.
+    open: usize,
     wrong: usize,
     wrong_observed: usize,
     /// How sure the right ones are: o, d, or both.
@@ -78,6 +80,7 @@ impl Matrix {
                     cell.certainties.sort_unstable();
                 }
             }
+            "open" => cell.open += 1,
             "WRONG" => {
                 cell.wrong += 1;
                 cell.wrong_observed += usize::from(certainty == "observed");
@@ -200,6 +203,10 @@ impl Cell {
         match (self.right, self.all) {
             (_, 0) => "not visible".to_owned(),
             (right, all) if right == all => self.certainties.join(", "),
+            (0, all) if self.open == all => "left open".to_owned(),
+            (right, all) if right + self.open == all => {
+                format!("{right} right, {} left open", self.open)
+            }
             (right, all) => format!("{right} of {all} right"),
         }
     }
@@ -222,15 +229,29 @@ mod tests {
             matrix.take(Series::V6_1, line);
         }
         matrix.take(Series::V7_2, "pids_cgroup_max fexit open unknown");
+        for line in [
+            "memcg right deduced",
+            "memcg open unknown",
+            "memcg MISSED -",
+        ] {
+            let (cause, rest) = line.split_once(' ').unwrap();
+            matrix.take(Series::V5_10, &format!("{cause} fexit {rest}"));
+            if rest != "MISSED -" {
+                matrix.take(Series::V6_1, &format!("{cause} fexit {rest}"));
+            }
+        }
         assert_eq!(
             matrix.sum(),
-            "attribution: 2 of 4 combinations of cause, kernel and method right (3 of 5 verdicts), \
+            "attribution: 2 of 6 combinations of cause, kernel and method right (5 of 10 verdicts), \
              1 wrong, 1 wrong at certainty observed; 1 not visible to their method"
         );
         let markdown = matrix.markdown();
         assert!(
-            markdown
-                .contains("| `pids_cgroup_max` | fexit | - | observed | - | - | 0 of 1 right |"),
+            markdown.contains("| `pids_cgroup_max` | fexit | - | observed | - | - | left open |"),
+            "{markdown}"
+        );
+        assert!(
+            markdown.contains("| `memcg` | fexit | 1 of 3 right | 1 right, 1 left open | - |"),
             "{markdown}"
         );
         assert!(
