@@ -94,6 +94,11 @@ impl Drop for Fixture {
             unsafe { libc::kill(-group, libc::SIGKILL) };
         }
         let _ = self.child.wait();
+        // A scheduler goes a little after its process, and may refuse the next one's forks until then.
+        linger(|| {
+            let state = fs::read_to_string("/sys/kernel/sched_ext/state");
+            state.is_ok_and(|state| state.trim() == "disabled") || !has_scheduler()
+        });
     }
 }
 
@@ -274,6 +279,10 @@ fn linger(done: impl Fn() -> bool) {
     while !done() && started.elapsed() < Duration::from_secs(20) {
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+fn has_scheduler() -> bool {
+    Path::new("/sys/kernel/sched_ext").exists()
 }
 
 fn noticed(tracer: &Tracer, code: &str) -> Option<()> {
