@@ -115,11 +115,6 @@ impl Gatherer {
         if attempt.ret == -libc::EAGAIN && attempt.nproc_levels > 0 {
             facts.user_tasks = self.tasks(attempt.state.uid, now);
         }
-        if facts.cgroups.is_empty() {
-            // By the ids in the record they are found in it, or not at all.
-            let met = self.met.get(&pid).or_else(|| self.met.get(&server));
-            facts.cgroups = met.cloned().unwrap_or_default();
-        }
         self.states(attempt, &mut facts, now);
         facts
     }
@@ -182,7 +177,12 @@ impl Gatherer {
                 .and_then(|chain| cgroup::unit_of(&chain.path))
                 .filter(cgroup::UnitRef::is_system_service)
                 .map(|unit| unit.unit),
-            cgroups: chain.map(|chain| cgroup_facts(&chain)).unwrap_or_default(),
+            // By the ids in a record they are found among those from before, or not at all.
+            cgroups: chain
+                .map(|chain| cgroup_facts(&chain))
+                .filter(|facts| !facts.is_empty())
+                .or_else(|| self.met.get(&pid).cloned())
+                .unwrap_or_default(),
             pid,
             hard_limits: hard_limits(&self.root, pid),
             kernel: self.kernel,

@@ -212,6 +212,12 @@ fn modules<'a>(view: &'a View) -> Vec<&'a str> {
         .collect()
 }
 
+/// Why a security module may be it, where there is one with a say.
+fn module_may(view: &View) -> Option<String> {
+    let modules = modules(view);
+    (!modules.is_empty()).then(|| format!("{} may refuse with any error", modules.join(", ")))
+}
+
 const MODULE: &str = "security module";
 const SCHEDULER: &str = "BPF scheduler";
 const MAY_SCHEDULE: &str = "one is running, and may refuse with any error";
@@ -229,11 +235,8 @@ pub(super) fn with_vetoes(view: &View, mut found: Found, chosen: Cause) -> Found
             "some are open on the process that its children inherit, which may fail",
         );
     }
-    if chosen != Cause::LsmDenied && !modules(view).is_empty() {
-        found = found.or(
-            MODULE,
-            &format!("{} may refuse with any error", modules(view).join(", ")),
-        );
+    if let Some(why) = module_may(view).filter(|_| chosen != Cause::LsmDenied) {
+        found = found.or(MODULE, &why);
     }
     if chosen != Cause::SchedExtRejected && scheduler(view) {
         found = found.or(SCHEDULER, MAY_SCHEDULE);
@@ -267,9 +270,8 @@ pub(super) fn possible(view: &View) -> Vec<Considered> {
     }
     // Of an error that a limit gives they are seldom the reason.
     if !OF_LIMITS.contains(&view.attempt.ret) {
-        if !modules(view).is_empty() {
-            let modules = modules(view).join(", ");
-            add(MODULE, &format!("{modules} may refuse with any error"));
+        if let Some(why) = module_may(view) {
+            add(MODULE, &why);
         }
         if scheduler(view) {
             add(SCHEDULER, MAY_SCHEDULE);

@@ -237,7 +237,6 @@ fn enough_memory(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> D
     let check = Check::VmEnoughMemory;
     let name = function(check);
     let shared = flags(call).is_some_and(|flags| flags & MAP_SHARED != 0);
-    let in_file = way(call) == Way::Fallocate;
     let place = match way(call) {
         Way::Fallocate => {
             "; it was asked for a page of a file in a tmpfs, which has ENOSPC made of it (mm/shmem.c)"
@@ -278,14 +277,13 @@ fn enough_memory(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> D
             )
         }
     };
-    if in_file {
-        decision.cause = Cause::ShmCommitRefused;
-    }
     if shared {
         decision.because = format!(
             "{}; the mapping is shared, so all of it is charged at once",
             decision.because
         );
+    }
+    if shared || way(call) == Way::Fallocate {
         decision.cause = Cause::ShmCommitRefused;
     }
     decision

@@ -24,11 +24,11 @@ pub(super) fn by_numbers(call: &Call, facts: &RequestFacts, coverage: &Coverage)
     let Some(outer) = &call.outer else {
         return Decision::unknown("no failing check was seen".to_owned());
     };
-    let name = way(call).name();
-    let error = super::errno_name(outer.ret);
     if way(call) == Way::Fallocate {
         return in_tmpfs(outer, coverage);
     }
+    let name = way(call).name();
+    let error = super::errno_name(outer.ret);
     if outer.ret == -libc::EAGAIN {
         return locked(outer, call, facts, coverage);
     }
