@@ -32,7 +32,7 @@ fn refuse_running(
     let mut client = RunningClient::start()?;
     server.connect()?;
     server.wait_for_backends(1)?;
-    let said = refuse_by(server, name, method, EAGAIN, |server| {
+    let said = refuse_by(server, name, method, EAGAIN, |server, _| {
         let before = server.refused_in_log(EAGAIN);
         close()?;
         client.reconnect()?;

@@ -15,7 +15,6 @@ pub(crate) fn run(cause: &str) -> Result<()> {
     let server = Server::start()?;
     server.connect().context("before any limit is set")?;
     server.settle()?;
-    let tracer = Tracer::start(&format!("demo_{cause}"), "auto", &[])?;
     match cause {
         "commit_limit" => {
             let left = limits::widen_admin_reserve()?;
@@ -34,6 +33,8 @@ pub(crate) fn run(cause: &str) -> Result<()> {
         "rlimit_nproc" => limits::set_nproc(server.pid, limits::tasks_of_user_of(server.pid)?.1)?,
         other => bail!("no such cause: {other}"),
     }
+    // As it is run: inside the outage.
+    let tracer = Tracer::start(&format!("demo_{cause}"), "auto", &[])?;
     let error = server
         .connect()
         .err()

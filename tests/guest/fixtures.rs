@@ -262,7 +262,7 @@ fn act(case: &Case, mut fixture: Fixture, pid: u32, method: &str, tracer: &Trace
     if case.armed && !is_tracepoint(method) {
         // The first refusal is what has the checks on hot paths attached.
         wait_for("the checks on hot paths are attached", || {
-            noticed(tracer, "armed")
+            tracer.noticed("armed")
         })?;
         let before = said_of(case, pid, &tracer.lines()).len();
         came = fixture.go()?;
@@ -283,12 +283,6 @@ fn linger(done: impl Fn() -> bool) {
 
 fn has_scheduler() -> bool {
     Path::new("/sys/kernel/sched_ext").exists()
-}
-
-fn noticed(tracer: &Tracer, code: &str) -> Option<()> {
-    let lines = tracer.lines();
-    let mut notices = lines.iter().filter(|line| line["type"] == "notice");
-    notices.any(|line| line["code"] == code).then_some(())
 }
 
 /// The lines about the fixture.

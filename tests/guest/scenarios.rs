@@ -113,7 +113,7 @@ pub(crate) fn refuse_one(
     method: &str,
     strerror: &str,
 ) -> Result<Said> {
-    refuse_by(server, scenario, method, strerror, |server| {
+    refuse_by(server, scenario, method, strerror, |server, _| {
         let error = server
             .connect()
             .err()
@@ -129,11 +129,11 @@ pub(crate) fn refuse_by(
     scenario: &str,
     method: &str,
     strerror: &str,
-    act: impl FnOnce(&Server) -> Result<()>,
+    act: impl FnOnce(&Server, &Tracer) -> Result<()>,
 ) -> Result<Said> {
     let tracer = Tracer::start(scenario, method, &[])?;
     let before = server.refused_in_log(strerror);
-    act(server)?;
+    act(server, &tracer)?;
     let logged = wait_for("the server logs the refusal", || {
         let logged = server.refused_in_log(strerror) - before;
         (logged > 0).then_some(logged)
@@ -384,8 +384,10 @@ fn commit_limit_ratio(server: &mut Server, method: &str) -> Result<()> {
     let _ratio = Restored::remember("vm/overcommit_ratio")?;
     let _reserve = Restored::remember("vm/admin_reserve_kbytes")?;
     let left = limits::widen_admin_reserve()?;
-    // Two thirds of RAM: far above what is promised, and below what RAM gives.
+    // Two thirds of RAM: far above what is promised, and below what RAM gives. The mode is in
+    // force before anything is watched.
     set_sysctl("vm/overcommit_ratio", 66)?;
+    set_sysctl("vm/overcommit_memory", 2)?;
     commit_limit(
         server,
         method,
@@ -398,7 +400,7 @@ fn commit_limit_ratio(server: &mut Server, method: &str) -> Result<()> {
     )
 }
 
-/// The same with `vm.overcommit_kbytes`.
+/// The same with `vm.overcommit_kbytes`, switched on while it is watched.
 fn commit_limit_kbytes(server: &mut Server, method: &str) -> Result<()> {
     let _mode = Restored::remember("vm/overcommit_memory")?;
     // Setting the ratio is what resets overcommit_kbytes.
@@ -428,9 +430,12 @@ fn commit_limit(
     limit: impl FnOnce() -> Result<Option<Hog>>,
 ) -> Result<()> {
     let mut hog = None;
-    let said = refuse_by(server, name, method, ENOMEM, |server| {
+    let said = refuse_by(server, name, method, ENOMEM, |server, tracer| {
         hog = limit()?;
-        set_sysctl("vm/overcommit_memory", 2)?;
+        if sysctl("vm/overcommit_memory")? != 2 {
+            set_sysctl("vm/overcommit_memory", 2)?;
+            tracer.watches_strict(method)?;
+        }
         server
             .connect()
             .err()

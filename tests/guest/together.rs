@@ -266,7 +266,7 @@ fn refuse_many(server: &Server, tracer: &Tracer, strerror: &str) -> Result<usize
 }
 
 /// Strict overcommit, with nothing left for who is not root.
-fn without_promises(server: &Server, tracer: &Tracer) -> Result<usize> {
+fn without_promises(server: &Server, tracer: &Tracer, method: &str) -> Result<usize> {
     let _mode = Restored::remember("vm/overcommit_memory")?;
     // Setting the ratio is what resets overcommit_kbytes.
     let _ratio = Restored::remember("vm/overcommit_ratio")?;
@@ -277,6 +277,7 @@ fn without_promises(server: &Server, tracer: &Tracer) -> Result<usize> {
         (meminfo("Committed_AS")? + left) / 1024,
     )?;
     set_sysctl("vm/overcommit_memory", 2)?;
+    tracer.watches_strict(method)?;
     // What the tracer has read of the host serves for a fifth of a second.
     thread::sleep(Duration::from_millis(500));
     refuse_many(server, tracer, ENOMEM)
@@ -302,7 +303,7 @@ pub(crate) fn storm_mixed(server: &mut Server, method: &str) -> Result<()> {
         limits::set_nproc(server.pid, own)?;
         let nproc = refuse_many(server, &tracer, EAGAIN);
         limits::set_nproc(server.pid, 4096)?;
-        let commit = without_promises(server, &tracer);
+        let commit = without_promises(server, &tracer, method);
         for ((_, count), more) in counts.iter_mut().zip([pids, nproc, commit]) {
             *count += more?;
         }

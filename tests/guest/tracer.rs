@@ -160,6 +160,23 @@ impl Tracer {
             .count()
     }
 
+    /// Whether it has given this notice.
+    pub(crate) fn noticed(&self, code: &str) -> Option<()> {
+        let lines = self.lines();
+        let mut notices = lines.iter().filter(|line| line["type"] == "notice");
+        notices.any(|line| line["code"] == code).then_some(())
+    }
+
+    /// Waits until what refuses in strict overcommit is hooked, as it is once that is in force.
+    pub(crate) fn watches_strict(&self, method: &str) -> Result<()> {
+        if is_tracepoint(method) {
+            return Ok(());
+        }
+        wait_for("strict overcommit is watched", || {
+            self.noticed("strict_watched")
+        })
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: libc::c_int) -> Result<()> {
         let pid = i32::try_from(self.child.id())?;

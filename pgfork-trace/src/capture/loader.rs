@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     gather::system_value,
-    host::Root,
+    host::{Root, sysctl},
     kernel::{
         self, btf, functions,
         layout::Layout,
@@ -106,6 +106,8 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
         lost_events: maps.lost_events,
         clients: maps.clients,
         plan: kernel.plan,
+        symbols: kernel.symbols,
+        strict: None,
         armed: None,
         forks: StdHashMap::new(),
         refused_methods: attached.refused,
@@ -296,6 +298,13 @@ fn choose_method(
     standing: &Standing,
 ) -> Result<Attached, CaptureError> {
     let forced = settings.method;
+    let strict = settings.all_children || sysctl::may_promise_strictly(&Root::default());
+    let wanted = |check: Check| match row(check).group {
+        Group::Base => true,
+        Group::Strict => strict,
+        Group::Requests => settings.all_children,
+        Group::Armed => false,
+    };
     let mut refused = Vec::new();
     for method in [Method::Fexit, Method::Kprobe, Method::Tracepoint] {
         if forced.is_some_and(|forced| forced != method) {
@@ -303,7 +312,7 @@ fn choose_method(
         }
         let attached = match method {
             Method::Tracepoint => state_only(ebpf, kernel, settings.syscalls),
-            hooks => all_hooks(ebpf, kernel, hooks, settings.all_children).inspect_err(|_| {
+            hooks => all_hooks(ebpf, kernel, hooks, &wanted).inspect_err(|_| {
                 // The next method would record everything twice, or keep a program from loading.
                 for hook in &kernel.plan.hooks {
                     attach::detach(ebpf, hook.alternative);
@@ -340,14 +349,9 @@ fn all_hooks(
     ebpf: &mut Ebpf,
     kernel: &Kernel,
     method: Method,
-    requests: bool,
+    wanted: &impl Fn(Check) -> bool,
 ) -> Result<Attached, CaptureError> {
     let btf = function_ids(&kernel.plan.hooks, method)?;
-    let wanted = |check: Check| match row(check).group {
-        Group::Base => true,
-        Group::Requests => requests,
-        Group::Armed => false,
-    };
     let (clone, checks): (Vec<&Hook>, Vec<&Hook>) = kernel
         .plan
         .hooks
@@ -390,14 +394,25 @@ fn all_hooks(
     }
     attached.probes += by(ebpf, clone, &btf, method)?;
     attached.hooked.insert(clone.check);
-    for hook in &kernel.plan.hooks {
-        if attached.hooked.contains(&hook.check)
-            && let Some(why) = kernel.symbols.partly_seen(hook.alternative.function)
-        {
-            attached.not_seen.push((hook.check, why));
-        }
-    }
+    let hooks = kernel.plan.hooks.iter();
+    let hooked: Vec<Hook> = hooks
+        .filter(|hook| attached.hooked.contains(&hook.check))
+        .copied()
+        .collect();
+    attached
+        .not_seen
+        .extend(partly_seen(&kernel.symbols, &hooked));
     Ok(attached)
+}
+
+/// Which of these hooks do not see all calls of their function, and why.
+pub(super) fn partly_seen(
+    symbols: &Symbols,
+    hooks: &[Hook],
+) -> impl Iterator<Item = (Check, String)> {
+    hooks
+        .iter()
+        .filter_map(|hook| Some((hook.check, symbols.partly_seen(hook.alternative.function)?)))
 }
 
 /// By this method, or by the next one where this does not take the function.

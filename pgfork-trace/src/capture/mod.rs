@@ -1,5 +1,6 @@
 //! Load the kernel side, attach it, and read what it sends.
 
+mod added;
 mod attach;
 mod error;
 mod libc_fork;
@@ -8,7 +9,6 @@ mod record;
 mod verify;
 
 use std::{
-    borrow::Cow,
     collections::HashMap as StdHashMap,
     os::fd::{AsFd, BorrowedFd},
 };
@@ -17,7 +17,9 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, RingBuf},
 };
-use pgfork_trace_common::{Attempt, ClientKey, HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched};
+use pgfork_trace_common::{
+    Attempt, Check, ClientKey, HISTOGRAM_BUCKETS, RefusalKey, Totals, Watched,
+};
 
 pub use error::CaptureError;
 pub use loader::Settings;
@@ -26,9 +28,13 @@ pub use verify::{Loaded, load_all};
 
 use crate::{
     host::{Root, process, sysctl},
-    kernel::plan::{Group, Hook, Method, Plan, row},
+    kernel::{
+        plan::{Group, Method, Plan, row},
+        symbols::Symbols,
+    },
     verdict::Coverage,
 };
+use added::Added;
 
 /// The attached kernel side. Everything is detached when it is dropped, or by
 /// the kernel when the process ends, however it ends.
@@ -41,19 +47,15 @@ pub struct Capture {
     clients: HashMap<MapData, ClientKey, u64>,
     lost_events: Array<MapData, u64>,
     plan: Plan,
-    armed: Option<Armed>,
+    symbols: Symbols,
+    /// The checks of strict overcommit, if they came later.
+    strict: Option<Added>,
+    /// The checks on hot paths, while they are attached.
+    armed: Option<Added>,
     coverage: Coverage,
     probes: usize,
     forks: StdHashMap<u32, attach::ForkProbes>,
     refused_methods: Vec<String>,
-}
-
-/// The checks on hot paths, while they are attached.
-struct Armed {
-    hooks: Vec<Hook>,
-    probes: usize,
-    /// `CLOCK_MONOTONIC` in nanoseconds when all of them were.
-    since_ns: u64,
 }
 
 /// Totals of a process that has not forked yet.
@@ -86,9 +88,10 @@ impl Capture {
 
     /// Which checks were watched during the whole of this attempt.
     #[must_use]
-    pub fn coverage_during(&self, attempt: &Attempt) -> Cow<'_, Coverage> {
-        let armed_since = self.armed.as_ref().map(|armed| armed.since_ns);
-        self.coverage.during(attempt.start_ns, armed_since)
+    pub fn coverage_during(&self, attempt: &Attempt) -> &Coverage {
+        // Those of strict overcommit are never attached later: they are among the armed ones.
+        let added = self.strict.iter().chain(&self.armed);
+        added::during(&self.coverage, added, attempt.start_ns)
     }
 
     /// Number of attached probes on kernel functions and tracepoints.
@@ -266,6 +269,38 @@ impl Capture {
         self.lost_events.get(&0, 0).unwrap_or(0)
     }
 
+    /// Whether what refuses in strict overcommit could be watched and is not.
+    #[must_use]
+    pub fn lacks_strict(&self) -> bool {
+        let coverage = &self.coverage;
+        let of_strict = |check: Check| row(check).group == Group::Strict;
+        let unknown = |check| !coverage.sees(check) && !coverage.misses(check);
+        coverage.method != Method::Tracepoint
+            && self.strict.is_none()
+            && Check::ALL
+                .into_iter()
+                .any(|check| of_strict(check) && unknown(check))
+    }
+
+    /// Attaches what refuses in strict overcommit, for the rest of the watch; returns how many
+    /// probes that adds.
+    ///
+    /// # Errors
+    /// When it cannot be attached here; it is then among what is not seen.
+    pub fn watch_strict(&mut self) -> Result<usize, CaptureError> {
+        let strict = |group| group == Group::Strict;
+        let added = self.add(strict).inspect_err(|error| {
+            // Not tried again.
+            let checks = Check::ALL.into_iter();
+            let lost = checks.filter(|check| strict(row(*check).group));
+            let lost = lost.map(|check| (check, error.to_string()));
+            self.coverage.not_seen.extend(lost);
+        })?;
+        let probes = added.probes;
+        self.strict = Some(added);
+        Ok(probes)
+    }
+
     /// Attaches the checks on hot paths as well; returns how many probes that adds, 0 when
     /// they are attached already.
     ///
@@ -281,40 +316,11 @@ impl Capture {
         if self.armed.is_some() {
             return Ok(0);
         }
-        let method = self.coverage.method;
-        let btf = loader::function_ids(&self.plan.hooks, method)?;
-        let (mut hooks, mut probes, mut refused) = (Vec::new(), 0, Vec::new());
-        let on_hot_paths = |hook: &&Hook| row(hook.check).group == Group::Armed;
-        for hook in self.plan.hooks.iter().filter(on_hot_paths) {
-            match loader::by_best(&mut self.ebpf, hook, &btf, method) {
-                Ok(attached) => {
-                    probes += attached;
-                    hooks.push(*hook);
-                }
-                Err(error) => refused.push((hook.check, error)),
-            }
+        let added = self.add(|group| matches!(group, Group::Strict | Group::Armed))?;
+        let probes = added.probes;
+        if probes > 0 {
+            self.armed = Some(added);
         }
-        if hooks.is_empty() {
-            return refused.pop().map_or(Ok(0), |(_, error)| Err(error));
-        }
-        self.probes += probes;
-        let coverage = &mut self.coverage;
-        coverage.hooked.extend(hooks.iter().map(|hook| hook.check));
-        let lacking = self.plan.not_seen.iter();
-        coverage.not_seen.extend(
-            lacking
-                .filter(|it| row(it.check).group == Group::Armed)
-                .map(|it| (it.check, it.why.clone())),
-        );
-        let refused = refused.iter();
-        coverage
-            .not_seen
-            .extend(refused.map(|(check, error)| (*check, error.to_string())));
-        self.armed = Some(Armed {
-            hooks,
-            probes,
-            since_ns: monotonic_ns(),
-        });
         Ok(probes)
     }
 
@@ -323,11 +329,52 @@ impl Capture {
         let Some(armed) = self.armed.take() else {
             return;
         };
-        self.coverage = self.coverage.unarmed();
+        self.coverage = armed.before;
         self.probes -= armed.probes;
         for hook in armed.hooks {
             attach::detach(&mut self.ebpf, hook.alternative);
         }
+    }
+
+    /// Attaches those checks of the groups that are not watched yet. Nothing has changed when it
+    /// fails.
+    fn add(&mut self, wanted: impl Fn(Group) -> bool) -> Result<Added, CaptureError> {
+        let before = self.coverage.clone();
+        let lacking =
+            |check| wanted(row(check).group) && !before.sees(check) && !before.misses(check);
+        let btf = loader::function_ids(&self.plan.hooks, before.method)?;
+        let (mut hooks, mut probes, mut refused) = (Vec::new(), 0, Vec::new());
+        for hook in self.plan.hooks.iter().filter(|hook| lacking(hook.check)) {
+            match loader::by_best(&mut self.ebpf, hook, &btf, before.method) {
+                Ok(attached) => {
+                    probes += attached;
+                    hooks.push(*hook);
+                }
+                Err(error) => refused.push((hook.check, error)),
+            }
+        }
+        if hooks.is_empty()
+            && let Some((_, error)) = refused.pop()
+        {
+            return Err(error);
+        }
+        let coverage = &mut self.coverage;
+        coverage.hooked.extend(hooks.iter().map(|hook| hook.check));
+        let not_offered = self.plan.not_seen.iter().filter(|it| lacking(it.check));
+        let not_taken = refused.iter();
+        coverage.not_seen.extend(
+            not_offered
+                .map(|it| (it.check, it.why.clone()))
+                .chain(not_taken.map(|(check, error)| (*check, error.to_string())))
+                .chain(loader::partly_seen(&self.symbols, &hooks)),
+        );
+        self.probes += probes;
+        Ok(Added {
+            hooks,
+            probes,
+            since_ns: monotonic_ns(),
+            before,
+        })
     }
 
     /// How many refusals were counted, by all that was seen of them.

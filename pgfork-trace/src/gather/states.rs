@@ -11,7 +11,7 @@ use crate::{
         cgroup::{self, Controller, Level, Version},
         process, sysctl,
     },
-    verdict::{Facts, KillableFact, MemcgFact},
+    verdict::{Facts, KillableFact, MemcgFact, MemoryFacts},
 };
 
 /// Children whose `oom_score_adj` is looked at.
@@ -47,7 +47,8 @@ impl Gatherer {
                 facts.killable = Some(self.killable(pid, now));
             }
             let heuristic = facts.overcommit.is_some_and(|settings| settings.mode == 0);
-            if after_the_fact && heuristic {
+            let called = attempt.valid & valid::OVERCOMMIT_CALL != 0;
+            if heuristic && !called && !fits_in_all(attempt, facts) {
                 facts.largest_mapping_bytes = self.charge(pid, now).map(|it| it.largest_bytes);
             }
         }
@@ -160,3 +161,11 @@ fn reset_on_fork(tid: Pid) -> Option<bool> {
 #[cfg(test)]
 #[path = "states_tests.rs"]
 mod tests;
+
+/// Whether the whole address space is known to be no larger than RAM and swap, so that no mapping
+/// of it is: they are then not looked at.
+fn fits_in_all(attempt: &Attempt, facts: &Facts) -> bool {
+    let size = attempt.state.total_vm_pages.saturating_mul(facts.page_size);
+    let all = |memory: MemoryFacts| memory.mem_total.saturating_add(memory.swap_total);
+    attempt.valid & valid::MM != 0 && facts.memory.is_some_and(|it| size <= all(it))
+}

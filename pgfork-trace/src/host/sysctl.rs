@@ -78,6 +78,14 @@ pub fn sysctl_number(root: &Root, name: &str) -> Result<Option<u64>, ReadError> 
     }
 }
 
+/// Whether `vm.overcommit_memory` is 2, strict: only then, but for requests of more than RAM and
+/// swap, does `__vm_enough_memory` refuse (mm/util.c, 5.10 to 7.2). Also where it cannot be read.
+#[must_use]
+pub fn may_promise_strictly(root: &Root) -> bool {
+    let mode = sysctl_number(root, "vm/overcommit_memory").ok().flatten();
+    mode.is_none_or(|mode| mode == 2)
+}
+
 /// Tasks (processes and threads, zombies included) on the whole host, see
 /// [`Sysctls::nr_threads`].
 ///
@@ -150,6 +158,16 @@ mod tests {
             read_sysctl(fake.root(), "vm/x").unwrap().as_deref(),
             Some("1")
         );
+    }
+
+    #[test]
+    fn what_cannot_be_read_may_be_strict() {
+        let fake = FakeRoot::new();
+        assert!(may_promise_strictly(fake.root()));
+        for (text, strict) in [("0\n", false), ("1\n", false), ("2\n", true), ("?", true)] {
+            fake.write("proc/sys/vm/overcommit_memory", text);
+            assert_eq!(may_promise_strictly(fake.root()), strict, "{text}");
+        }
     }
 
     #[test]

@@ -61,6 +61,9 @@ pub enum Parameter {
 pub enum Group {
     /// Always: free for everyone who is not in the middle of a watched fork.
     Base,
+    /// Where memory is promised strictly, and with each of the others: a hot path, where the two
+    /// other modes of vm.overcommit_memory refuse nothing but what exceeds RAM and swap.
+    Strict,
     /// For some minutes after an ENOMEM that the base set does not explain: hot paths.
     Armed,
     /// With `--all-children`: what running processes ask for.

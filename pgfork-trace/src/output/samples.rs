@@ -136,6 +136,7 @@ pub(super) fn overcommit() -> OvercommitEvidence {
         requested_bytes: Some(148 * KIB),
         fork_charge_bytes: Some(12_632 * KIB),
         largest_mapping_bytes: None,
+        total_vm_bytes: Some(193_536 * KIB),
         committed_bytes: Some(12_689_408 * KIB),
         counter_skew_bytes: Some(512 * KIB),
         commit_limit_bytes: Some(12_703_744 * KIB),

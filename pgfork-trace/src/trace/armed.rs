@@ -39,6 +39,7 @@ pub(super) fn is_open(ret: Option<i32>, verdict: &Verdict) -> bool {
                     | Cause::MemcgOomKillDisabled
                     | Cause::MemcgKmemLimitV1
                     | Cause::MemcgDyingTask
+                    | Cause::OvercommitHeuristic
             ),
         }
 }
@@ -117,6 +118,7 @@ mod tests {
         assert!(!open(enomem, Cause::MemcgNoVictim, Certainty::Observed));
         assert!(!open(enomem, Cause::CommitLimit, Certainty::Observed));
         assert!(!open(enomem, Cause::CommitLimit, Certainty::Deduced));
+        assert!(open(enomem, Cause::OvercommitHeuristic, Certainty::Deduced));
         assert!(!open(enomem, Cause::PidNamespaceDying, Certainty::Deduced));
         for ret in [Some(-libc::EAGAIN), None] {
             assert!(!open(ret, Cause::Unknown, Certainty::Unknown));

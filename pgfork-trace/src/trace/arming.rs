@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Trace, nanoseconds};
 use crate::{
+    host::sysctl,
     kernel::plan::Method,
     output::{
         Closed,
@@ -24,7 +25,7 @@ impl Trace<'_> {
             Ok(probes) if self.armed.attached(probes, now) => Notice::line(
                 "armed",
                 format!(
-                    "the checks that are always watched do not say which allocation failed: {} on memory charging and page tables added, until {} after the last such refusal; they slow every process a little",
+                    "the checks that are always watched do not say which allocation failed: {} on memory charging, overcommit and page tables added, until {} after the last such refusal; they slow every process a little",
                     counted(probes as u64, "probe", "probes"),
                     long_time(nanoseconds(self.armed.stays))
                 ),
@@ -42,6 +43,30 @@ impl Trace<'_> {
                     ),
                 )
             }
+        };
+        self.emit(&notice)
+    }
+
+    /// When memory is promised strictly from now on.
+    pub(super) fn watch_strict(&mut self) -> Result<(), Closed> {
+        if !self.capture.lacks_strict() || !sysctl::may_promise_strictly(&self.root) {
+            return Ok(());
+        }
+        let strict = "vm.overcommit_memory was set to 2 while watching";
+        let notice = match self.capture.watch_strict() {
+            Ok(probes) => Notice::line(
+                "strict_watched",
+                format!(
+                    "{strict}: {} on __vm_enough_memory added; what it refused before is deduced",
+                    counted(probes as u64, "probe", "probes")
+                ),
+            ),
+            Err(error) => Notice::line(
+                "strict_not_seen",
+                format!(
+                    "{strict}, and __vm_enough_memory cannot be watched: {error}; what it refuses is deduced"
+                ),
+            ),
         };
         self.emit(&notice)
     }

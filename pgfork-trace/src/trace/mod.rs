@@ -396,6 +396,7 @@ impl Trace<'_> {
         let named = self.look_for_named();
         self.emit_all(&named)?;
         self.disarm()?;
+        self.watch_strict()?;
         self.reporter.tick(Timestamp::now())?;
         if self.watchlist.is_over() {
             return Err(Stop::End(EndReason::NoMore));

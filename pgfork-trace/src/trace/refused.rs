@@ -74,7 +74,7 @@ impl Trace<'_> {
             return Ok(None);
         }
         let facts = self.gatherer.facts(attempt, Instant::now());
-        let verdict = verdict::judge(attempt, &facts, &self.capture.coverage_during(attempt));
+        let verdict = verdict::judge(attempt, &facts, self.capture.coverage_during(attempt));
         self.refusals += 1;
         if let Some(watched) = self.watchlist.get_mut(above) {
             let by_cause = if above == attempt.tgid {

@@ -100,6 +100,9 @@ pub struct OvercommitEvidence {
     /// The largest single accounted mapping of the postmaster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub largest_mapping_bytes: Option<u64>,
+    /// The postmaster's whole address space: no mapping of it is larger.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_vm_bytes: Option<u64>,
     /// Memory promised when the check compared, without the request, as the kernel's own
     /// counter had it (approximate by up to `counter_skew_bytes`).
     #[serde(skip_serializing_if = "Option::is_none")]

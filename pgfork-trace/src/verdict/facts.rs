@@ -1,15 +1,12 @@
 //! What `host`, `postgres` and `kernel` say, as the verdict needs it.
 
-use std::{borrow::Cow, collections::HashSet};
+use std::collections::HashSet;
 
 use pgfork_trace_common::Check;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::{
-    host::cgroup::Runtime,
-    kernel::plan::{Group, Method, row},
-};
+use crate::{host::cgroup::Runtime, kernel::plan::Method};
 
 /// Memory of the host, in bytes, as `/proc/meminfo` had it right after the refusal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -231,26 +228,6 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// The same without the checks on hot paths, which are attached for a while only.
-    #[must_use]
-    pub fn unarmed(&self) -> Self {
-        let mut base = self.clone();
-        base.hooked.retain(|check| !on_hot_path(*check));
-        base.not_seen.retain(|(check, _)| !on_hot_path(*check));
-        base
-    }
-
-    /// What was watched during the whole of an attempt that began then: a check that was attached
-    /// while it ran, or while its record waited, may have refused unseen. Both times are
-    /// `CLOCK_MONOTONIC` in nanoseconds; checks on hot paths are attached since the second, if any.
-    #[must_use]
-    pub fn during(&self, start_ns: u64, armed_since: Option<u64>) -> Cow<'_, Self> {
-        match armed_since {
-            Some(since) if start_ns < since => Cow::Owned(self.unarmed()),
-            _ => Cow::Borrowed(self),
-        }
-    }
-
     /// Whether this check is watched.
     #[must_use]
     pub fn sees(&self, check: Check) -> bool {
@@ -263,8 +240,4 @@ impl Coverage {
     pub fn misses(&self, check: Check) -> bool {
         self.not_seen.iter().any(|(missing, _)| *missing == check)
     }
-}
-
-fn on_hot_path(check: Check) -> bool {
-    row(check).group == Group::Armed
 }

@@ -26,20 +26,22 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvid
     } else {
         facts.overcommit.map(|settings| settings.mode)
     };
+    let total_vm_pages = call
+        .map(|call| call.total_vm_pages)
+        .filter(|pages| *pages > 0)
+        .or_else(|| (attempt.valid & valid::MM != 0).then_some(attempt.state.total_vm_pages));
+    let total_vm_bytes = total_vm_pages.map(|pages| pages.saturating_mul(page));
     if mode != Some(STRICT) && call.is_none() {
         return mode.map(|mode| OvercommitEvidence {
             overcommit_memory: Some(mode),
             largest_mapping_bytes: facts.largest_mapping_bytes,
+            total_vm_bytes,
             mem_total_bytes: facts.memory.map(|memory| memory.mem_total),
             swap_total_bytes: facts.memory.map(|memory| memory.swap_total),
             mem_available_bytes: facts.memory.map(|memory| memory.mem_available),
             ..OvercommitEvidence::default()
         });
     }
-    let total_vm_pages = call
-        .map(|call| call.total_vm_pages)
-        .filter(|pages| *pages > 0)
-        .or_else(|| (attempt.valid & valid::MM != 0).then_some(attempt.state.total_vm_pages));
     // The call's own argument, else what `cap_vm_enough_memory` (security/commoncap.c) asks.
     let privileged = call.map_or_else(
         || privilege::has(attempt, privilege::CAP_SYS_ADMIN),
@@ -52,6 +54,7 @@ pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvid
             .map(|pages| pages.saturating_mul(page)),
         fork_charge_bytes: facts.fork_charge_bytes,
         largest_mapping_bytes: facts.largest_mapping_bytes,
+        total_vm_bytes,
         // percpu_counter_read_positive: a negative reading counts as 0.
         committed_bytes: (attempt.valid & valid::COMMITTED != 0)
             .then(|| u64::try_from(attempt.overcommit.committed_pages).unwrap_or(0))

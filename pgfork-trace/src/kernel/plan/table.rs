@@ -308,25 +308,28 @@ pub const TABLE: &[Row] = &[
             "dup_mmap_kretprobe",
         )],
     ))),
-    below(
-        Check::VmEnoughMemory,
-        &[
-            "kernel_clone",
-            "copy_process",
-            "copy_mm",
-            "dup_mm",
-            "dup_mmap",
-        ],
-        &[Alternative {
-            function: "__vm_enough_memory",
-            parameters: &[To("mm_struct"), Int, Int],
-            returns: Returns::Int,
-            fentry: None,
-            fexit: Some("vm_enough_memory_fexit"),
-            kprobe: Some("vm_enough_memory_kprobe"),
-            kretprobe: Some("vm_enough_memory_kretprobe"),
-        }],
-    ),
+    Row {
+        group: Group::Strict,
+        ..below(
+            Check::VmEnoughMemory,
+            &[
+                "kernel_clone",
+                "copy_process",
+                "copy_mm",
+                "dup_mm",
+                "dup_mmap",
+            ],
+            &[Alternative {
+                function: "__vm_enough_memory",
+                parameters: &[To("mm_struct"), Int, Int],
+                returns: Returns::Int,
+                fentry: None,
+                fexit: Some("vm_enough_memory_fexit"),
+                kprobe: Some("vm_enough_memory_kprobe"),
+                kretprobe: Some("vm_enough_memory_kretprobe"),
+            }],
+        )
+    },
     armed(below(
         Check::VmAreaDup,
         &[

@@ -203,7 +203,8 @@ pub(super) fn heuristic(attempt: &Attempt, evidence: &Evidence) -> Numbers {
         .map(|(ram, swap)| ram.saturating_add(swap));
     let sizes = largest.zip(all);
     // What is logged of a smaller one was refused in another mode, before that was changed.
-    let in_this_mode = sizes.is_none_or(|(largest, all)| largest > all);
+    let at_most = largest.or(overcommit.total_vm_bytes).zip(all);
+    let in_this_mode = at_most.is_none_or(|(largest, all)| largest > all);
     if logged(attempt, evidence) && in_this_mode {
         return Numbers::Fit(
             "the kernel log says that overcommit refused this process, in heuristic mode"
@@ -211,7 +212,15 @@ pub(super) fn heuristic(attempt: &Attempt, evidence: &Evidence) -> Numbers {
         );
     }
     let Some((largest, all)) = sizes else {
-        return Numbers::Absent;
+        let whole = overcommit.total_vm_bytes.zip(all);
+        return whole.filter(|(whole, all)| whole <= all).map_or(
+            Numbers::Absent,
+            |(whole, all)| {
+                Numbers::DoNotFit(format!(
+                    "the whole address space has {whole} bytes, and RAM and swap have {all}"
+                ))
+            },
+        );
     };
     let text = format!("the largest mapping has {largest} bytes, and RAM and swap have {all}");
     if largest > all {

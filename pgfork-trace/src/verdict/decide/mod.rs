@@ -89,7 +89,7 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
             .or_else(|| tasks::before_cgroup_fork(&view, &candidates))
             .or_else(|| stages::inline(&view))
             .or_else(|| numbers::remaining(&view, &candidates))
-            .or_else(|| stages::kernel_memory(&view)),
+            .or_else(|| stages::kernel_memory(&view, &candidates)),
         (false, true) => before::kernel_clone(&view),
         (false, false) if view.seen(ANSWERED_BEFORE) => before::kernel_clone(&view),
         (false, false) => arguments::refused(&view)

@@ -68,7 +68,7 @@ pub(super) fn remaining(view: &View, candidates: &[Candidate]) -> Option<Found> 
         candidate.cause,
         candidate.check,
         format!(
-            "the fork ended with {}, this check could not be watched, all before it that could were passed, and {why}",
+            "the fork ended with {}, this check was not watched, all that were before it were passed, and {why}",
             errno_name(view.attempt.ret)
         ),
     ))

@@ -5,7 +5,7 @@ use pgfork_trace_common::Check;
 use super::{
     super::{
         Cause, Coverage,
-        candidates::{EAGAIN, ENOMEM},
+        candidates::{Candidate, EAGAIN, ENOMEM, Numbers},
         errno_name,
     },
     CLONE_PIDFD, Found,
@@ -201,13 +201,15 @@ const OTHER_REASONS: [Check; 8] = [
 ];
 
 /// ENOMEM, and nothing that was watched refused: the kernel itself had no memory.
-pub(super) fn kernel_memory(view: &View) -> Option<Found> {
+pub(super) fn kernel_memory(view: &View, candidates: &[Candidate]) -> Option<Found> {
     if view.attempt.ret != ENOMEM || view.contradicts() || view.attempt.trail_lost > 0 {
         return None;
     }
-    let unseen = OTHER_REASONS
-        .iter()
-        .any(|check| !view.sees(*check) && view.got_past(*check).is_none());
+    let unseen = OTHER_REASONS.iter().any(|check| {
+        !view.sees(*check)
+            && view.got_past(*check).is_none()
+            && !(*check == Check::VmEnoughMemory && no_overcommit(candidates))
+    });
     let cgroups = memory_cgroups_watched(view.coverage);
     let pidfd = view.flags(CLONE_PIDFD) == Some(true);
     if unseen || !cgroups || pidfd {
@@ -236,6 +238,16 @@ pub(super) fn kernel_memory(view: &View) -> Option<Found> {
         found = found.or("a fatal signal", AS_ENOMEM);
     }
     Some(found)
+}
+
+/// Whether overcommit would refuse in no mode, by numbers that are all known.
+fn no_overcommit(candidates: &[Candidate]) -> bool {
+    let modes = [Cause::CommitLimit, Cause::OvercommitHeuristic];
+    modes.into_iter().all(|mode| {
+        let mut candidates = candidates.iter();
+        let candidate = candidates.find(|it| it.cause == mode);
+        candidate.is_some_and(|it| matches!(it.numbers, Numbers::DoNotFit(_)))
+    })
 }
 
 fn memory_cgroups_watched(coverage: &Coverage) -> bool {

@@ -28,7 +28,7 @@ pub(super) fn hooked(ret: i32) -> Build {
     let mut build = blank(source::KERNEL_CLONE);
     build.0.ret = ret;
     build.0.valid |= valid::RET;
-    build.reached(Check::KernelClone)
+    build.reached(Check::KernelClone).total_vm(512 * MIB)
 }
 
 /// Seen by the return of the C library's `fork`; errno where it could be read.
@@ -265,12 +265,14 @@ pub(super) fn all_hooks() -> Coverage {
     }
 }
 
-/// What is attached before anything is armed, of a kernel that has all checks.
+/// What is attached before anything is armed, of a kernel that has all checks, where memory is not
+/// promised strictly.
 pub(super) fn base_hooks() -> Coverage {
     let hooked = Check::ALL.into_iter().filter(|check| {
         !matches!(
             check,
             Check::DupMmap
+                | Check::VmEnoughMemory
                 | Check::VmAreaDup
                 | Check::AnonVmaFork
                 | Check::CopyPageRange

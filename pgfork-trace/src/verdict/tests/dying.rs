@@ -167,30 +167,7 @@ fn a_fork_from_before_they_were_attached_is_judged_without_them() {
         .memcg(ID, 1024, 1024)
         .with(valid::MEMCG_OOM_DISABLE)
         .change(|it| it.memcg.oom_kill_disable = 1);
-    let armed = all_hooks();
-    let judged = |start_ns, since| {
-        let attempt = off.change(|it| it.start_ns = start_ns).done();
-        let coverage = armed.during(attempt.start_ns, since);
-        judge(&attempt, &full(), &coverage).cause
-    };
-    assert_eq!(judged(99, Some(100)), Cause::MemcgOomKillDisabled);
-    assert_eq!(judged(100, Some(100)), Cause::KernelMemoryExhausted);
-    assert_eq!(judged(99, None), Cause::KernelMemoryExhausted);
-}
-
-#[test]
-fn without_the_armed_checks_the_base_set_is_left() {
-    let mut armed = all_hooks();
-    armed
-        .not_seen
-        .push((Check::DupMmap, "not attached".to_owned()));
-    armed
-        .not_seen
-        .push((Check::AuditAlloc, "not attached".to_owned()));
-    let base = armed.unarmed();
-    for check in Check::ALL {
-        let hot = !base_hooks().sees(check) && check < Check::VmMmapPgoff;
-        assert_eq!(base.sees(check), !hot, "{check:?}");
-    }
-    assert!(base.misses(Check::AuditAlloc) && !base.misses(Check::DupMmap));
+    let judged = |coverage| judge(&off.done(), &full(), &coverage).cause;
+    assert_eq!(judged(base_hooks()), Cause::MemcgOomKillDisabled);
+    assert_eq!(judged(all_hooks()), Cause::KernelMemoryExhausted);
 }
