@@ -8,7 +8,7 @@ use crate::{
     limits::{Cgroups, Restored, meminfo, set_sysctl},
     scenarios::{EAGAIN, ENOMEM, certainty, check_common, expect_eq, first},
     server::{RunningClient, Server, wait_for},
-    tracer::Tracer,
+    tracer::{Said, Tracer},
 };
 
 /// What root has left at the commit limit: vm.admin_reserve_kbytes by default.
@@ -28,7 +28,9 @@ pub(crate) fn commit(server: &mut Server, method: &str) -> Result<()> {
     )?;
     set_sysctl("vm/overcommit_memory", 2)?;
     let before = server.refused_in_log(ENOMEM);
-    let tracer = Tracer::start("outage_commit", method, &[])?;
+    // What the best method needs more may not be to be had; then it is the next one.
+    let asked = if method == "fexit" { "auto" } else { method };
+    let tracer = Tracer::start("outage_commit", asked, &[])?;
     client.reconnect()?;
     wait_for("the server refuses", || {
         (server.refused_in_log(ENOMEM) > before).then_some(())
@@ -37,6 +39,12 @@ pub(crate) fn commit(server: &mut Server, method: &str) -> Result<()> {
         (tracer.refusals() > 0).then_some(())
     })?;
     let said = tracer.stop()?;
+    let expected = if method == "fexit" { "kprobe" } else { method };
+    ensure!(
+        [method, expected].contains(&said.method()),
+        "method {}",
+        said.method()
+    );
     check_common(
         server,
         first(&said)?,
@@ -93,8 +101,31 @@ pub(crate) fn memory(server: &mut Server, method: &str) -> Result<()> {
     outcome
 }
 
+/// Starts with as much private memory as root has left at the commit limit, to the byte: what only
+/// the best method needs is not to be had, and the next one is taken.
+pub(crate) fn private(server: &mut Server, method: &str) -> Result<()> {
+    let (asked, expected) = match method {
+        "fexit" => ("auto", "kprobe"),
+        method => (method, method),
+    };
+    let tracer = Tracer::start_within("outage_private", asked, LEFT_TO_ROOT >> 10)?;
+    let fell_back = tracer.noticed("fallback").is_some();
+    let said = sees_a_fork(server, tracer)?;
+    expect_eq!(said.method(), expected, "method");
+    expect_eq!(fell_back, asked == "auto", "a notice of it");
+    ensure!(
+        !fell_back || said.text.contains("MiB for the kernel's ids"),
+        "the reason: {}",
+        said.text
+    );
+    Ok(())
+}
+
 fn watches_in(server: &Server, scenario: &str, method: &str, cgroup: &Path) -> Result<()> {
-    let tracer = Tracer::start_in(scenario, method, cgroup)?;
+    sees_a_fork(server, Tracer::start_in(scenario, method, cgroup)?).map(drop)
+}
+
+fn sees_a_fork(server: &Server, tracer: Tracer) -> Result<Said> {
     server.connect()?;
     let said = tracer.stop()?;
     ensure!(said.status == 0, "exit status {}", said.status);
@@ -102,7 +133,7 @@ fn watches_in(server: &Server, scenario: &str, method: &str, cgroup: &Path) -> R
         said.only("totals")?["forks"].as_u64() >= Some(1),
         "the connection is a fork"
     );
-    Ok(())
+    Ok(said)
 }
 
 /// The server is started anew inside the outage: its very first fork is refused, and it ends.

@@ -75,6 +75,7 @@ pub(crate) const ALL: &[Scenario] = &[
     usual("restart_refused", crate::outage::restart_refused),
     usual("killed", killed),
     usual("outage_commit", crate::outage::commit),
+    usual("outage_private", crate::outage::private),
     usual("outage_pids", crate::outage::pids),
     usual("outage_memory", crate::outage::memory),
     Scenario {

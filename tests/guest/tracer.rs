@@ -72,7 +72,15 @@ impl Tracer {
 
     /// The same in a cgroup.
     pub(crate) fn start_in(scenario: &str, method: &str, cgroup: &Path) -> Result<Self> {
-        Self::launch(scenario, method, &[], &[], Some(cgroup), None)
+        let path = cgroup.to_str().context("the path of a cgroup")?;
+        let enter = ["echo $$ > \"$1/cgroup.procs\"", path];
+        Self::launch(scenario, method, &[], &[], Some(enter), None)
+    }
+
+    /// The same with that much private memory and no more.
+    pub(crate) fn start_within(scenario: &str, method: &str, kib: u64) -> Result<Self> {
+        let limit = ["ulimit -d \"$1\"", &kib.to_string()];
+        Self::launch(scenario, method, &[], &[], Some(limit), None)
     }
 
     fn launch(
@@ -80,7 +88,7 @@ impl Tracer {
         method: &str,
         arguments: &[&str],
         environment: &[(&str, &str)],
-        cgroup: Option<&Path>,
+        first: Option<[&str; 2]>,
         btf: Option<&Path>,
     ) -> Result<Self> {
         const PROGRAM: &str = "/usr/local/bin/pgfork-trace";
@@ -91,17 +99,13 @@ impl Tracer {
             PathBuf::from(format!("{base}.txt")),
         );
         let output = fs::File::create(&text)?;
-        let mut command = match cgroup {
+        let mut command = match first {
             None => Command::new(PROGRAM),
-            Some(cgroup) => {
-                // The shell enters the cgroup and becomes the program.
+            Some([step, argument]) => {
+                // The shell takes this step and becomes the program.
                 let mut shell = Command::new("sh");
-                shell.args([
-                    "-c",
-                    "echo $$ > \"$1/cgroup.procs\"; shift; exec \"$@\"",
-                    "sh",
-                ]);
-                shell.arg(cgroup).arg(PROGRAM);
+                let script = format!("{step} && shift && exec \"$@\"");
+                shell.args(["-c", &script, "sh", argument, PROGRAM]);
                 shell
             }
         };

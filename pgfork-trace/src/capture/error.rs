@@ -47,6 +47,12 @@ pub enum CaptureError {
         /// Who refuses, as far as can be told, and what to do.
         why: String,
     },
+    /// There is no memory for what only this method needs.
+    #[error("{mib} MiB for the kernel's ids of its functions, needed for a moment, are not to be had", mib = bytes.div_ceil(1 << 20))]
+    Memory {
+        /// Bytes.
+        bytes: usize,
+    },
     /// The kernel lacks something that every method needs.
     #[error("kernel {release} is too old: it has no BPF ring buffer (5.8 and later have)")]
     TooOld {

@@ -147,14 +147,39 @@ impl Kernel {
 }
 
 /// The kernel's ids of the functions to hook, in the form that aya takes: about 10 MiB, which
-/// only trampolines need, and only while they are attached.
-pub(super) fn function_ids(hooks: &[Hook], method: Method) -> Result<AyaBtf, CaptureError> {
-    let wanted = hooks.iter().filter(|_| method == Method::Fexit);
-    let ids: BTreeMap<u32, String> = wanted
+/// only trampolines need, and only while they are attached. At the commit limit they may not be
+/// there; other methods then are.
+pub(super) fn function_ids<'a>(
+    hooks: impl IntoIterator<Item = &'a Hook>,
+) -> Result<AyaBtf, CaptureError> {
+    let ids: BTreeMap<u32, String> = hooks
+        .into_iter()
         .filter_map(|hook| Some((hook.btf_id?, hook.alternative.function.to_owned())))
         .collect();
+    // A vector that cannot grow ends the program.
+    let bytes = functions::skeleton_cost(&ids);
+    if !is_to_be_had(bytes) {
+        return Err(CaptureError::Memory { bytes });
+    }
     AyaBtf::parse(&functions::skeleton(&ids), Endianness::default())
         .map_err(|error| CaptureError::Object(error.into()))
+}
+
+/// Whether the kernel would give that much memory now. Asked without the allocator, which would keep
+/// blocks of that size from then on.
+fn is_to_be_had(bytes: usize) -> bool {
+    let (access, kind) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: a new mapping that nothing refers to.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return false;
+    }
+    // SAFETY: the whole mapping, made above.
+    unsafe { libc::munmap(mapped, bytes) };
+    true
 }
 
 pub(super) fn load(kernel: &Kernel, settings: &Settings) -> Result<Ebpf, aya::EbpfError> {
@@ -351,13 +376,14 @@ fn all_hooks(
     method: Method,
     wanted: &impl Fn(Check) -> bool,
 ) -> Result<Attached, CaptureError> {
-    let btf = function_ids(&kernel.plan.hooks, method)?;
-    let (clone, checks): (Vec<&Hook>, Vec<&Hook>) = kernel
-        .plan
-        .hooks
-        .iter()
-        .filter(|hook| wanted(hook.check))
-        .partition(|hook| row(hook.check).essential);
+    let chosen = kernel.plan.hooks.iter().filter(|hook| wanted(hook.check));
+    let ids = match method {
+        Method::Fexit => Some(function_ids(chosen.clone())?),
+        _ => None,
+    };
+    let ids = ids.as_ref();
+    let (clone, checks): (Vec<&Hook>, Vec<&Hook>) =
+        chosen.partition(|hook| row(hook.check).essential);
     let clone = *clone.first().ok_or_else(|| CaptureError::Method {
         method: method.name(),
         why: kernel
@@ -381,10 +407,10 @@ fn all_hooks(
     };
     // Asked first whether the method works at all: one program, not attached yet.
     let first = checks.first().copied().unwrap_or(clone);
-    attached.probes += by(ebpf, first, &btf, method)?;
+    attached.probes += by(ebpf, first, ids)?;
     attached.hooked.insert(first.check);
     for hook in checks.into_iter().filter(|hook| hook.check != first.check) {
-        match by_best(ebpf, hook, &btf, method) {
+        match by_best(ebpf, hook, ids) {
             Ok(probes) => {
                 attached.probes += probes;
                 attached.hooked.insert(hook.check);
@@ -392,7 +418,7 @@ fn all_hooks(
             Err(error) => attached.not_seen.push((hook.check, error.to_string())),
         }
     }
-    attached.probes += by(ebpf, clone, &btf, method)?;
+    attached.probes += by(ebpf, clone, ids)?;
     attached.hooked.insert(clone.check);
     let hooks = kernel.plan.hooks.iter();
     let hooked: Vec<Hook> = hooks
@@ -415,26 +441,25 @@ pub(super) fn partly_seen(
         .filter_map(|hook| Some((hook.check, symbols.partly_seen(hook.alternative.function)?)))
 }
 
-/// By this method, or by the next one where this does not take the function.
+/// By trampolines where the function's id is given, or by kprobes where they are not to be had.
 pub(super) fn by_best(
     ebpf: &mut Ebpf,
     hook: &Hook,
-    btf: &AyaBtf,
-    method: Method,
+    ids: Option<&AyaBtf>,
 ) -> Result<usize, CaptureError> {
-    by(ebpf, hook, btf, method).or_else(|error| {
-        if method == Method::Fexit {
-            by(ebpf, hook, btf, Method::Kprobe)
+    by(ebpf, hook, ids).or_else(|error| {
+        if ids.is_some() {
+            by(ebpf, hook, None)
         } else {
             Err(error)
         }
     })
 }
 
-fn by(ebpf: &mut Ebpf, hook: &Hook, btf: &AyaBtf, method: Method) -> Result<usize, CaptureError> {
-    match method {
-        Method::Fexit => attach::trampolines(ebpf, hook.alternative, btf),
-        _ => attach::kprobes(ebpf, hook.alternative),
+fn by(ebpf: &mut Ebpf, hook: &Hook, ids: Option<&AyaBtf>) -> Result<usize, CaptureError> {
+    match ids {
+        Some(ids) => attach::trampolines(ebpf, hook.alternative, ids),
+        None => attach::kprobes(ebpf, hook.alternative),
     }
 }
 

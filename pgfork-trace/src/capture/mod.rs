@@ -342,10 +342,14 @@ impl Capture {
         let before = self.coverage.clone();
         let lacking =
             |check| wanted(row(check).group) && !before.sees(check) && !before.misses(check);
-        let btf = loader::function_ids(&self.plan.hooks, before.method)?;
+        let chosen = self.plan.hooks.iter().filter(|hook| lacking(hook.check));
+        // Without memory for them there still are kprobes.
+        let by_ids = before.method == Method::Fexit;
+        let ids = by_ids.then(|| loader::function_ids(chosen.clone()).ok());
+        let ids = ids.flatten();
         let (mut hooks, mut probes, mut refused) = (Vec::new(), 0, Vec::new());
-        for hook in self.plan.hooks.iter().filter(|hook| lacking(hook.check)) {
-            match loader::by_best(&mut self.ebpf, hook, &btf, before.method) {
+        for hook in chosen {
+            match loader::by_best(&mut self.ebpf, hook, ids.as_ref()) {
                 Ok(attached) => {
                     probes += attached;
                     hooks.push(*hook);

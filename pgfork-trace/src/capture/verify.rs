@@ -42,7 +42,7 @@ pub fn load_all(settings: &Settings) -> Result<Vec<Loaded>, CaptureError> {
     let kernel = Kernel::read(&settings.btf).map_err(|error| or_too_old(error, &standing))?;
     raise_memlock();
     let mut ebpf = load(&kernel, settings).map_err(|error| explain_load(error, &standing))?;
-    let btf = function_ids(&kernel.plan.hooks, Method::Fexit)?;
+    let btf = function_ids(&kernel.plan.hooks)?;
     let wanted = |method| settings.method.is_none_or(|only| only == method);
     let mut loaded = Vec::new();
     for hook in &kernel.plan.hooks {
