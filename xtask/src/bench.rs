@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Attach methods to measure in the guest
     #[arg(long, default_value = "fexit,kprobe,tracepoint")]
     methods: String,
+    /// Promise memory strictly in the guest (vm.overcommit_memory = 2): one more check is watched
+    #[arg(long)]
+    strict: bool,
     /// Pairs of runs with and without the tool, for each ratio
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
@@ -86,6 +89,7 @@ fn in_guest(args: &Args, product: &Path, guest: &Path) -> Result<()> {
         target: None,
     };
     let pairs = args.pairs.to_string();
+    let mode = if args.strict { "2" } else { "0" };
     let outcome = vm::run(&VmSpec {
         copy: vec![copy(product), copy(guest)],
         clock: args.clock,
@@ -101,6 +105,8 @@ fn in_guest(args: &Args, product: &Path, guest: &Path) -> Result<()> {
                 &args.methods,
                 "--pairs",
                 &pairs,
+                "--overcommit",
+                mode,
             ],
         )
     })?;

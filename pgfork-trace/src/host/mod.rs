@@ -19,6 +19,7 @@ pub mod cgroup;
 pub mod config;
 pub mod kmsg;
 pub mod memory;
+mod mountinfo;
 pub mod oom_log;
 pub mod process;
 pub mod psi;
@@ -134,19 +135,16 @@ pub fn hidden_proc(root: &Root) -> Option<String> {
 fn hidepid_option(root: &Root) -> Option<String> {
     let mut found = None;
     // A mountinfo that cannot be read proves nothing; the other sign still counts.
-    let _ = read::lines(&root.proc().join("self/mountinfo"), |_, line| {
-        let mut fields = read::fields(line);
-        if fields.nth(4) == Some(b"/proc") {
+    let _ = mountinfo::each(&root.proc().join("self/mountinfo"), |mount| {
+        if mount.mount_point == Path::new("/proc") {
             // A later mount on the same directory covers the earlier one.
-            found = fields
-                .next_back()
-                .into_iter()
-                .flat_map(|options| options.split(|&b| b == b','))
+            found = mount
+                .options
+                .split(|&b| b == b',')
                 .find(|option| option.starts_with(b"hidepid="))
                 .filter(|option| !matches!(*option, b"hidepid=0" | b"hidepid=off"))
                 .map(|option| String::from_utf8_lossy(option).into_owned());
         }
-        Ok(())
     });
     found
 }

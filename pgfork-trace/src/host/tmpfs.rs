@@ -2,7 +2,7 @@
 
 use std::{ffi::CString, mem::MaybeUninit, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
-use super::{Pid, Root, cgroup::unescape, read};
+use super::{Pid, Root, mountinfo};
 
 /// A tmpfs, with its size and what is left of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,34 +22,23 @@ pub struct Tmpfs {
 pub fn on_device(root: &Root, pid: Pid, device: u64) -> Option<Tmpfs> {
     let wanted = format!("{}:{}", device >> 20, device & 0xf_ffff);
     let mut mounted_on = None;
-    read::lines(&root.proc().join(format!("{pid}/mountinfo")), |_, line| {
+    mountinfo::each(&root.pid(pid).join("mountinfo"), |mount| {
+        // devtmpfs is one as well, where nothing is mounted on /dev/shm.
+        let ours = matches!(mount.kind, b"tmpfs" | b"devtmpfs");
         // The first one is where it was mounted; others show parts of it elsewhere.
-        if mounted_on.is_none() {
-            mounted_on = mount_point(line, wanted.as_bytes());
+        if mounted_on.is_none() && ours && mount.device == wanted.as_bytes() {
+            mounted_on = Some(mount.mount_point);
         }
-        Ok(())
     })
     .ok()?;
     let mounted_on = mounted_on?;
     let inside = mounted_on.strip_prefix("/").unwrap_or(&mounted_on);
-    let (size_bytes, free_bytes) =
-        size(&root.proc().join(format!("{pid}/root")).join(inside)).unzip();
+    let (size_bytes, free_bytes) = size(&root.pid(pid).join("root").join(inside)).unzip();
     Some(Tmpfs {
         mounted_on,
         size_bytes,
         free_bytes,
     })
-}
-
-/// `36 35 0:23 / /mount/point rw,opts [tags] - tmpfs source rw,super_options`.
-fn mount_point(line: &[u8], device: &[u8]) -> Option<PathBuf> {
-    let mut fields = read::fields(line);
-    fields.nth(2).filter(|field| *field == device)?;
-    let mount_point = fields.nth(1)?;
-    let mut after = fields.skip_while(|&field| field != b"-").skip(1);
-    // devtmpfs is one as well, where nothing is mounted on /dev/shm.
-    let ours = matches!(after.next()?, b"tmpfs" | b"devtmpfs");
-    ours.then(|| unescape(mount_point))
 }
 
 /// Bytes in all, and free ones; `None` for one without a limit.

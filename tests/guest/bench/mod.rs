@@ -98,12 +98,21 @@ impl Plan {
                 "--pairs" => plan.pairs = value.parse().context("--pairs")?,
                 "--tool" => plan.tool = value.into(),
                 "--native" => plan.directory = value.into(),
+                "--overcommit" => overcommit(value.parse().context("--overcommit")?)?,
                 "--bindir" => plan.bindir = Some(value.into()),
                 _ => bail!("unknown option {flag}"),
             }
         }
         Ok(plan)
     }
+}
+
+/// Promises memory in this mode, in a guest; strictly, twice the RAM: nothing is refused.
+fn overcommit(mode: u64) -> Result<()> {
+    crate::limits::set_sysctl("vm/overcommit_ratio", 200)?;
+    crate::limits::set_sysctl("vm/overcommit_memory", mode)?;
+    println!("vm.overcommit_memory = {mode}");
+    Ok(())
 }
 
 fn header(plan: &Plan) {

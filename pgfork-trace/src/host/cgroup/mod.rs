@@ -9,11 +9,11 @@ mod memory_stat;
 mod names;
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::read::{self, ReadError};
-use super::{Pid, Root};
+use super::{Pid, Root, mountinfo};
 
 pub use chain::{Chain, Reach, chain, resolve_id};
 pub use level::{Level, MemoryFacts, PidsFacts};
@@ -129,33 +129,20 @@ pub struct Mount {
 /// When reading fails for another reason than absence or permission.
 pub fn mounts(root: &Root) -> Result<Vec<Mount>, ReadError> {
     let mut found = Vec::new();
-    read::lines(&root.proc().join("self/mountinfo"), |_, line| {
-        // Lines of other file systems are none of our business, however odd.
-        found.extend(parse_mount(line));
-        Ok(())
+    mountinfo::each(&root.proc().join("self/mountinfo"), |mount| {
+        let version = match mount.kind {
+            b"cgroup" => Version::V1,
+            b"cgroup2" => Version::V2,
+            _ => return,
+        };
+        found.push(Mount {
+            version,
+            options: names_in(mount.options),
+            mounted: mount.mounted,
+            mount_point: mount.mount_point,
+        });
     })?;
     Ok(found)
-}
-
-/// `36 35 98:0 /mounted /mount/point rw,opts [tags] - cgroup2 source rw,super_options`.
-fn parse_mount(line: &[u8]) -> Option<Mount> {
-    let mut fields = read::fields(line);
-    let mounted = fields.nth(3)?;
-    let mount_point = fields.next()?;
-    let mut after = fields.skip_while(|&field| field != b"-").skip(1);
-    let version = match after.next()? {
-        b"cgroup" => Version::V1,
-        b"cgroup2" => Version::V2,
-        _ => return None,
-    };
-    // The source is free text, and may be empty: the options are what comes last.
-    let options = after.last().unwrap_or_default();
-    Some(Mount {
-        version,
-        options: names_in(options),
-        mounted: unescape(mounted),
-        mount_point: unescape(mount_point),
-    })
 }
 
 fn names_in(text: &[u8]) -> Vec<OsString> {
@@ -163,27 +150,6 @@ fn names_in(text: &[u8]) -> Vec<OsString> {
         .filter(|name| !name.is_empty())
         .map(|name| OsStr::from_bytes(name).to_owned())
         .collect()
-}
-
-/// Undoes the octal escapes of mountinfo (`\040` is a space).
-pub(super) fn unescape(text: &[u8]) -> PathBuf {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        let (byte, next) = match rest {
-            [
-                b'\\',
-                a @ b'0'..=b'3',
-                b @ b'0'..=b'7',
-                c @ b'0'..=b'7',
-                tail @ ..,
-            ] => ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), tail),
-            _ => (*first, tail),
-        };
-        plain.push(byte);
-        rest = next;
-    }
-    PathBuf::from(OsString::from_vec(plain))
 }
 
 #[cfg(test)]
