@@ -6,6 +6,7 @@ mod error;
 mod libc_fork;
 mod loader;
 mod record;
+mod skipped;
 mod verify;
 
 use std::{
@@ -379,6 +380,12 @@ impl Capture {
             since_ns: monotonic_ns(),
             before,
         })
+    }
+
+    /// Runs of our programs that the kernel left out, by program.
+    #[must_use]
+    pub fn skipped_runs(&self) -> Vec<(String, u64)> {
+        skipped::runs(&self.ebpf)
     }
 
     /// How many refusals were counted, by all that was seen of them.

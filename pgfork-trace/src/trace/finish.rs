@@ -8,7 +8,8 @@ use pgfork_trace_common::Totals;
 use super::{Trace, kills::Ended, nanoseconds, totals, watchlist::Watched};
 use crate::output::{
     Line,
-    line::{End, EndReason, Lost, LostWhat, ServerLogged, WatchedKind},
+    line::{End, EndReason, Lost, LostWhat, Notice, ServerLogged, WatchedKind},
+    units::counted,
 };
 
 /// Attempts to read counts that belong together.
@@ -75,6 +76,7 @@ impl Trace<'_> {
                 count: events,
             }));
         }
+        lines.extend(skipped(&self.capture.skipped_runs()));
         lines.push(Line::End(End {
             watched_ns: nanoseconds(self.attached.elapsed()),
             refusals: refused,
@@ -122,5 +124,44 @@ impl Trace<'_> {
             // A fork that had begun is about to end.
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// What the kernel left out of our programs' runs, where it did.
+fn skipped(runs: &[(String, u64)]) -> Option<Line> {
+    let all: u64 = runs.iter().map(|(_, count)| count).sum();
+    let each: Vec<String> = runs
+        .iter()
+        .map(|(program, count)| format!("{program} {count}"))
+        .collect();
+    (all > 0).then(|| {
+        Notice::line(
+            "runs_skipped",
+            format!(
+                "the kernel left out {} of our programs that came while the same one ran on that processor ({}): what they would have seen is not in the verdicts of those moments",
+                counted(all, "run", "runs"),
+                each.join(", ")
+            ),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_left_out_are_said_by_program() {
+        assert_eq!(skipped(&[]), None);
+        let runs = [("a_fexit".to_owned(), 2), ("b_fexit".to_owned(), 1)];
+        let Some(Line::Notice(notice)) = skipped(&runs) else {
+            panic!("no notice");
+        };
+        assert!(notice.message.contains("3 runs"), "{}", notice.message);
+        assert!(
+            notice.message.contains("(a_fexit 2, b_fexit 1)"),
+            "{}",
+            notice.message
+        );
     }
 }
