@@ -23,7 +23,7 @@ use crate::{
     output::escape,
     verdict::{
         BackendCost, CgroupFact, Facts, HardLimits, KillableFact, MemcgFact, MemoryFacts,
-        OvercommitSettings, UnitFact,
+        OvercommitSettings, UnitFact, overcommit,
     },
 };
 use log::Log;
@@ -42,7 +42,6 @@ const SIZED_CHILDREN: usize = 32;
 const WALKED_OF_CHILDREN: u64 = 1 << 30;
 /// Names kept of a user's tasks.
 const TOP_TASKS: usize = 5;
-const STRICT: i32 = 2;
 
 /// Reads facts, and keeps those that are still fresh.
 #[derive(Debug)]
@@ -103,10 +102,7 @@ impl Gatherer {
                 facts.cgroups = above.cgroups;
             }
         }
-        if facts
-            .overcommit
-            .is_some_and(|settings| settings.mode == STRICT)
-        {
+        if overcommit::mode(attempt, &facts) == Some(overcommit::STRICT) {
             let own = self.charge(pid, now);
             facts.fork_charge_bytes = own.map(|it| it.total_bytes);
             facts.largest_mapping_bytes = own.map(|it| it.largest_bytes);

@@ -107,6 +107,13 @@ pub fn snapshot(attempt: &mut Attempt) {
         attempt.overcommit.committed_pages = committed;
         attempt.valid |= valid::COMMITTED;
     }
+    // Nor where the check itself is not hooked.
+    if attempt.valid & valid::OVERCOMMIT_MODE == 0
+        && let Some(mode) = kernel::overcommit_mode()
+    {
+        attempt.overcommit.mode = mode;
+        attempt.valid |= valid::OVERCOMMIT_MODE;
+    }
 }
 
 #[inline(always)]

@@ -37,8 +37,8 @@ macro_rules! typed {
     }};
 }
 
-/// Attaches the fentry and fexit programs of a function; returns how many.
-/// A second one that fails takes the first one down again.
+/// Attaches the fentry and fexit programs of a function; returns how many. When one fails, all are
+/// as before: one that stayed loaded could never be tried again.
 pub(super) fn trampolines(
     ebpf: &mut Ebpf,
     hook: &Alternative,
@@ -48,19 +48,16 @@ pub(super) fn trampolines(
     let mut attached = 0;
     if let Some(name) = hook.fentry {
         let fentry = typed!(ebpf, name, FEntry);
-        fentry
-            .load(function, btf)
-            .and_then(|()| fentry.attach())
-            .map_err(|error| refused(name, function, error))?;
+        if let Err(error) = fentry.load(function, btf).and_then(|()| fentry.attach()) {
+            detach(ebpf, hook);
+            return Err(refused(name, function, error));
+        }
         attached += 1;
     }
     if let Some(name) = hook.fexit {
         let fexit = typed!(ebpf, name, FExit);
         if let Err(error) = fexit.load(function, btf).and_then(|()| fexit.attach()) {
-            if let Some(first) = hook.fentry {
-                // It goes with its link.
-                let _ = typed!(ebpf, first, FEntry).unload();
-            }
+            detach(ebpf, hook);
             return Err(refused(name, function, error));
         }
         attached += 1;
@@ -68,21 +65,20 @@ pub(super) fn trampolines(
     Ok(attached)
 }
 
-/// Attaches the kprobe and kretprobe programs of a function; returns how many.
+/// Attaches the kprobe and kretprobe programs of a function; returns how many. When one fails, all
+/// are as before.
 pub(super) fn kprobes(ebpf: &mut Ebpf, hook: &Alternative) -> Result<usize, CaptureError> {
     let function = hook.function;
-    let mut attached: Vec<&str> = Vec::new();
+    let mut attached = 0;
     for name in [hook.kprobe, hook.kretprobe].into_iter().flatten() {
         let probe = typed!(ebpf, name, KProbe);
         if let Err(error) = probe.load().and_then(|()| probe.attach(function, 0)) {
-            for first in attached {
-                let _ = typed!(ebpf, first, KProbe).unload();
-            }
+            detach(ebpf, hook);
             return Err(refused(name, function, error));
         }
-        attached.push(name);
+        attached += 1;
     }
-    Ok(attached.len())
+    Ok(attached)
 }
 
 /// Attaches a program to the tracepoint of the same name.

@@ -47,7 +47,7 @@ pub enum CaptureError {
         /// Who refuses, as far as can be told, and what to do.
         why: String,
     },
-    /// There is no memory for what only this method needs.
+    /// There is no memory for what only the fexit method needs.
     #[error("{mib} MiB for the kernel's ids of its functions, needed for a moment, are not to be had", mib = bytes.div_ceil(1 << 20))]
     Memory {
         /// Bytes.
@@ -82,7 +82,7 @@ pub enum CaptureError {
     },
     /// The method asked for does not work here.
     #[error(
-        "method {method} does not work on this kernel: {why}\nWithout --method the best one that works is chosen"
+        "method {method} does not work here: {why}\nWithout --method the best one that works is chosen"
     )]
     Method {
         /// Method.

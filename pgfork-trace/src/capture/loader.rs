@@ -96,6 +96,7 @@ pub(super) fn start(settings: &Settings) -> Result<Capture, CaptureError> {
         watched: maps.watched,
         totals: maps.totals,
         refusals: maps.refusals,
+        refusals_taken: 0,
         coverage: Coverage {
             method: attached.method,
             hooked: attached.hooked,
@@ -156,17 +157,17 @@ pub(super) fn function_ids<'a>(
         .into_iter()
         .filter_map(|hook| Some((hook.btf_id?, hook.alternative.function.to_owned())))
         .collect();
-    // A vector that cannot grow ends the program.
+    // A vector that cannot grow ends the program. The allocator has a region of its own besides.
     let bytes = functions::skeleton_cost(&ids);
-    if !is_to_be_had(bytes) {
+    if !is_to_be_had(bytes) && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
         return Err(CaptureError::Memory { bytes });
     }
     AyaBtf::parse(&functions::skeleton(&ids), Endianness::default())
         .map_err(|error| CaptureError::Object(error.into()))
 }
 
-/// Whether the kernel would give that much memory now. Asked without the allocator, which would keep
-/// blocks of that size from then on.
+/// Whether the kernel would give that much memory now. Asked without the allocator first, which would
+/// keep blocks of that size from then on.
 fn is_to_be_had(bytes: usize) -> bool {
     let (access, kind) = (
         libc::PROT_READ | libc::PROT_WRITE,

@@ -30,7 +30,7 @@ pub use verify::{Loaded, load_all};
 use crate::{
     host::{Root, process, sysctl},
     kernel::{
-        plan::{Group, Method, Plan, row},
+        plan::{Group, Hook, Method, Plan, row},
         symbols::Symbols,
     },
     verdict::Coverage,
@@ -45,6 +45,8 @@ pub struct Capture {
     watched: HashMap<MapData, u32, Watched>,
     totals: HashMap<MapData, u32, Totals>,
     refusals: HashMap<MapData, RefusalKey, u64>,
+    /// Of processes that are watched no more.
+    refusals_taken: u64,
     clients: HashMap<MapData, ClientKey, u64>,
     lost_events: Array<MapData, u64>,
     plan: Plan,
@@ -194,14 +196,20 @@ impl Capture {
     /// Stops following `pid`, as if it never had been.
     pub fn forget(&mut self, pid: u32) {
         self.unwatch(pid);
+        self.take_refusals(pid);
         self.take_totals(pid);
         self.take_clients(pid);
-        for (key, _) in self.refusals() {
-            if key.tgid == pid {
-                // Absent is what is wanted.
-                let _ = self.refusals.remove(&key);
-            }
+    }
+
+    /// Counts of a process that is watched no more make room for those of others.
+    fn take_refusals(&mut self, pid: u32) -> u64 {
+        let mut all = self.refusals();
+        all.retain(|(key, _)| key.tgid == pid);
+        for (key, _) in &all {
+            // Absent is what is wanted.
+            let _ = self.refusals.remove(key);
         }
+        all.iter().map(|(_, count)| count).sum()
     }
 
     /// Stops following `pid`; its totals remain readable.
@@ -211,9 +219,11 @@ impl Capture {
         let _ = self.watched.remove(&pid);
     }
 
-    /// Totals of a process that is watched no more; their place is free for another.
+    /// Totals of a process that is watched no more; their place, and that of its refusals, is free
+    /// for another.
     pub fn take_totals(&mut self, pid: u32) -> Option<Totals> {
         let totals = self.totals(pid)?;
+        self.refusals_taken += self.take_refusals(pid);
         // Absent is what is wanted.
         let _ = self.totals.remove(&pid);
         Some(totals)
@@ -270,34 +280,30 @@ impl Capture {
         self.lost_events.get(&0, 0).unwrap_or(0)
     }
 
-    /// Whether what refuses in strict overcommit could be watched and is not.
+    /// Whether what refuses in strict overcommit may be watched and is not.
     #[must_use]
     pub fn lacks_strict(&self) -> bool {
-        let coverage = &self.coverage;
-        let of_strict = |check: Check| row(check).group == Group::Strict;
-        let unknown = |check| !coverage.sees(check) && !coverage.misses(check);
-        coverage.method != Method::Tracepoint
-            && self.strict.is_none()
+        self.coverage.method != Method::Tracepoint
             && Check::ALL
                 .into_iter()
-                .any(|check| of_strict(check) && unknown(check))
+                .any(|check| is_strict(check) && !self.coverage.sees(check))
     }
 
     /// Attaches what refuses in strict overcommit, for the rest of the watch; returns how many
     /// probes that adds.
     ///
     /// # Errors
-    /// When it cannot be attached here; it is then among what is not seen.
+    /// When it cannot be attached here, or this kernel does not have it.
     pub fn watch_strict(&mut self) -> Result<usize, CaptureError> {
-        let strict = |group| group == Group::Strict;
-        let added = self.add(strict).inspect_err(|error| {
-            // Not tried again.
-            let checks = Check::ALL.into_iter();
-            let lost = checks.filter(|check| strict(row(*check).group));
-            let lost = lost.map(|check| (check, error.to_string()));
-            self.coverage.not_seen.extend(lost);
-        })?;
+        let added = self.add(&[Group::Strict])?;
         let probes = added.probes;
+        if probes == 0 {
+            let lost = self.plan.not_seen.iter().find(|it| is_strict(it.check));
+            return Err(CaptureError::Method {
+                method: self.coverage.method.name(),
+                why: lost.map_or_else(String::new, |it| it.why.clone()),
+            });
+        }
         self.strict = Some(added);
         Ok(probes)
     }
@@ -317,7 +323,8 @@ impl Capture {
         if self.armed.is_some() {
             return Ok(0);
         }
-        let added = self.add(|group| matches!(group, Group::Strict | Group::Armed))?;
+        // What calls it comes behind it: what it says would be taken for the caller's own.
+        let added = self.add(&[Group::Strict, Group::Armed])?;
         let probes = added.probes;
         if probes > 0 {
             self.armed = Some(added);
@@ -325,35 +332,58 @@ impl Capture {
         Ok(probes)
     }
 
-    /// Detaches what [`Self::arm`] attached.
-    pub fn disarm(&mut self) {
-        let Some(armed) = self.armed.take() else {
+    /// Detaches what [`Self::arm`] attached; with `keep_strict` what refuses in strict overcommit
+    /// stays, for the rest of the watch.
+    pub fn disarm(&mut self, keep_strict: bool) {
+        let Some(mut armed) = self.armed.take() else {
             return;
         };
-        self.coverage = armed.before;
-        self.probes -= armed.probes;
-        for hook in armed.hooks {
+        let stays = |hook: &Hook| keep_strict && is_strict(hook.check);
+        let (kept, gone): (Vec<Hook>, Vec<Hook>) = armed.hooks.into_iter().partition(stays);
+        for hook in gone {
             attach::detach(&mut self.ebpf, hook.alternative);
         }
+        self.coverage = armed.before.clone();
+        self.probes -= armed.probes;
+        if kept.is_empty() {
+            return;
+        }
+        let checks = kept.iter().map(|hook| hook.check);
+        self.coverage.hooked.extend(checks);
+        armed.probes = kept.iter().map(|hook| self.programs_of(hook)).sum();
+        armed.hooks = kept;
+        self.probes += armed.probes;
+        self.strict = Some(armed);
     }
 
-    /// Attaches those checks of the groups that are not watched yet. Nothing has changed when it
-    /// fails.
-    fn add(&mut self, wanted: impl Fn(Group) -> bool) -> Result<Added, CaptureError> {
+    /// How many programs hook a function.
+    fn programs_of(&self, hook: &Hook) -> usize {
+        let of = hook.alternative;
+        let names = [of.fentry, of.fexit, of.kprobe, of.kretprobe];
+        let loaded = |name: &&str| self.ebpf.program(name).is_some_and(|it| it.fd().is_ok());
+        names.into_iter().flatten().filter(loaded).count()
+    }
+
+    /// Attaches those checks of the groups that are not watched yet, one group after the other.
+    /// Nothing has changed when it fails.
+    fn add(&mut self, groups: &[Group]) -> Result<Added, CaptureError> {
         let before = self.coverage.clone();
-        let lacking =
-            |check| wanted(row(check).group) && !before.sees(check) && !before.misses(check);
-        let chosen = self.plan.hooks.iter().filter(|hook| lacking(hook.check));
+        let lacking = |check, group| row(check).group == group && !before.sees(check);
+        let of_group = |group| {
+            let hooks = self.plan.hooks.iter().copied();
+            hooks.filter(move |hook| lacking(hook.check, group))
+        };
+        let chosen: Vec<Hook> = groups.iter().flat_map(|group| of_group(*group)).collect();
         // Without memory for them there still are kprobes.
         let by_ids = before.method == Method::Fexit;
-        let ids = by_ids.then(|| loader::function_ids(chosen.clone()).ok());
+        let ids = by_ids.then(|| loader::function_ids(&chosen).ok());
         let ids = ids.flatten();
         let (mut hooks, mut probes, mut refused) = (Vec::new(), 0, Vec::new());
         for hook in chosen {
-            match loader::by_best(&mut self.ebpf, hook, ids.as_ref()) {
+            match loader::by_best(&mut self.ebpf, &hook, ids.as_ref()) {
                 Ok(attached) => {
                     probes += attached;
-                    hooks.push(*hook);
+                    hooks.push(hook);
                 }
                 Err(error) => refused.push((hook.check, error)),
             }
@@ -365,7 +395,11 @@ impl Capture {
         }
         let coverage = &mut self.coverage;
         coverage.hooked.extend(hooks.iter().map(|hook| hook.check));
-        let not_offered = self.plan.not_seen.iter().filter(|it| lacking(it.check));
+        let not_offered = self
+            .plan
+            .not_seen
+            .iter()
+            .filter(|it| groups.contains(&row(it.check).group) && !before.misses(it.check));
         let not_taken = refused.iter();
         coverage.not_seen.extend(
             not_offered
@@ -391,7 +425,8 @@ impl Capture {
     /// How many refusals were counted, by all that was seen of them.
     #[must_use]
     pub fn refusals_counted(&self) -> u64 {
-        self.refusals().iter().map(|(_, count)| count).sum()
+        let there: u64 = self.refusals().iter().map(|(_, count)| count).sum();
+        there + self.refusals_taken
     }
 
     /// Exact counts of refusals, by what was seen of them.
@@ -409,6 +444,10 @@ impl Capture {
     ) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
         aya_log::EbpfLogger::init(&mut self.ebpf)
     }
+}
+
+fn is_strict(check: Check) -> bool {
+    row(check).group == Group::Strict
 }
 
 /// The clock of the kernel side's times (`bpf_ktime_get_ns`).

@@ -11,7 +11,10 @@ use crate::{
         cgroup::{self, Controller, Level, Version},
         process, sysctl,
     },
-    verdict::{Facts, KillableFact, MemcgFact, MemoryFacts},
+    verdict::{
+        Facts, KillableFact, MemcgFact, MemoryFacts,
+        overcommit::{self, HEURISTIC},
+    },
 };
 
 /// Children whose `oom_score_adj` is looked at.
@@ -46,7 +49,7 @@ impl Gatherer {
             if reclaimed || attempt.valid & valid::MEMCG_OOM != 0 {
                 facts.killable = Some(self.killable(pid, now));
             }
-            let heuristic = facts.overcommit.is_some_and(|settings| settings.mode == 0);
+            let heuristic = overcommit::mode(attempt, facts) == Some(HEURISTIC);
             let called = attempt.valid & valid::OVERCOMMIT_CALL != 0;
             if heuristic && !called && !fits_in_all(attempt, facts) {
                 facts.largest_mapping_bytes = self.charge(pid, now).map(|it| it.largest_bytes);

@@ -10,7 +10,7 @@ use crate::verdict::{Cause, Certainty, Verdict};
 /// How long after the last refusal of that kind.
 pub(super) const ARMED_FOR: Duration = Duration::from_secs(180);
 /// After a failure, not tried again for this long.
-const RETRY_AFTER: Duration = Duration::from_secs(180);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(180);
 
 /// What is attached, and until when.
 #[derive(Debug)]

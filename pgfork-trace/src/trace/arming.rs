@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Trace, nanoseconds};
+use super::{Trace, armed::RETRY_AFTER, nanoseconds};
 use crate::{
     host::sysctl,
     kernel::plan::Method,
@@ -49,7 +49,11 @@ impl Trace<'_> {
 
     /// When memory is promised strictly from now on.
     pub(super) fn watch_strict(&mut self) -> Result<(), Closed> {
-        if !self.capture.lacks_strict() || !sysctl::may_promise_strictly(&self.root) {
+        let now = Instant::now();
+        if !self.capture.lacks_strict()
+            || self.strict_not_before.is_some_and(|then| now < then)
+            || !sysctl::may_promise_strictly(&self.root)
+        {
             return Ok(());
         }
         let strict = "vm.overcommit_memory was set to 2 while watching";
@@ -61,12 +65,19 @@ impl Trace<'_> {
                     counted(probes as u64, "probe", "probes")
                 ),
             ),
-            Err(error) => Notice::line(
-                "strict_not_seen",
-                format!(
-                    "{strict}, and __vm_enough_memory cannot be watched: {error}; what it refuses is deduced"
-                ),
-            ),
+            Err(error) => {
+                let first = self.strict_not_before.is_none();
+                self.strict_not_before = Some(now + RETRY_AFTER);
+                if !first {
+                    return Ok(());
+                }
+                Notice::line(
+                    "strict_not_seen",
+                    format!(
+                        "{strict}, and __vm_enough_memory cannot be watched: {error}; what it refuses is deduced"
+                    ),
+                )
+            }
         };
         self.emit(&notice)
     }
@@ -76,11 +87,17 @@ impl Trace<'_> {
         if !self.armed.is_over(Instant::now()) {
             return Ok(());
         }
-        self.capture.disarm();
+        let strict = sysctl::may_promise_strictly(&self.root);
+        self.capture.disarm(strict);
+        let but = if strict {
+            ", but those on __vm_enough_memory: vm.overcommit_memory is 2"
+        } else {
+            ""
+        };
         self.emit(&Notice::line(
             "disarmed",
             format!(
-                "no refusal was left open for {}: the added probes are detached",
+                "no refusal was left open for {}: the added probes are detached{but}",
                 long_time(nanoseconds(self.armed.stays))
             ),
         ))

@@ -105,6 +105,7 @@ pub async fn run(options: &Options, reporter: &mut Reporter) -> Result<u64> {
         server_logs: ServerLogs::default(),
         comms: Comms::new(&options.plan.filter.comms),
         armed: Armed::new(stays_armed()?),
+        strict_not_before: None,
         next_limits: NextLimits::default(),
         descendants: Descendants::default(),
         merger: Merger::default(),
@@ -189,6 +190,8 @@ struct Trace<'a> {
     server_logs: ServerLogs,
     comms: Comms,
     armed: Armed,
+    /// Strict overcommit could not be watched: when to try again.
+    strict_not_before: Option<Instant>,
     next_limits: NextLimits,
     descendants: Descendants,
     merger: Merger,
@@ -272,7 +275,7 @@ impl Trace<'_> {
             let method = self.capture.coverage().method.name();
             self.emit(&Notice::line(
                 "fallback",
-                format!("using the {method} method, because this kernel refuses the better ones ({refused})"),
+                format!("using the {method} method, because the better ones do not work here ({refused})"),
             ))?;
         }
         if let Some(hidden) = hidden {

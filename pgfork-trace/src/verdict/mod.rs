@@ -11,7 +11,7 @@ pub mod headroom;
 mod memcg;
 pub mod memory;
 pub mod oom;
-mod overcommit;
+pub(crate) mod overcommit;
 mod privilege;
 mod remedy;
 #[cfg(test)]

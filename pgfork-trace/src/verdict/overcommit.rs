@@ -14,18 +14,21 @@ use pgfork_trace_common::{Attempt, valid};
 use super::{Facts, evidence::OvercommitEvidence, privilege};
 
 /// Strict mode of vm.overcommit_memory.
-pub(super) const STRICT: i32 = 2;
+pub(crate) const STRICT: i32 = 2;
 /// Heuristic mode.
-pub(super) const HEURISTIC: i32 = 0;
+pub(crate) const HEURISTIC: i32 = 0;
+
+/// The mode that the kernel side read, or as `/proc` had it up to a fifth of a second before.
+pub(crate) fn mode(attempt: &Attempt, facts: &Facts) -> Option<i32> {
+    let read = attempt.valid & valid::OVERCOMMIT_MODE != 0;
+    read.then_some(attempt.overcommit.mode)
+        .or_else(|| facts.overcommit.map(|settings| settings.mode))
+}
 
 pub(super) fn collect(attempt: &Attempt, facts: &Facts) -> Option<OvercommitEvidence> {
     let page = facts.page_size;
     let call = (attempt.valid & valid::OVERCOMMIT_CALL != 0).then_some(attempt.overcommit);
-    let mode = if attempt.valid & valid::OVERCOMMIT_MODE != 0 {
-        Some(attempt.overcommit.mode)
-    } else {
-        facts.overcommit.map(|settings| settings.mode)
-    };
+    let mode = mode(attempt, facts);
     let total_vm_pages = call
         .map(|call| call.total_vm_pages)
         .filter(|pages| *pages > 0)

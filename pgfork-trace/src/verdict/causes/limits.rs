@@ -96,7 +96,7 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         errno: "ENOMEM",
         function: "__vm_enough_memory",
         evidence: "Observed: __vm_enough_memory returned -ENOMEM in strict mode, with its arguments and the kernel's \
-                   counter. Deduced (tracepoint): the fork's accounted memory does not fit under the limit right \
+                   counter. Deduced, where it was not watched: the fork's accounted memory does not fit under the limit right \
                    after, or the kernel log names this pid (6.1 and later).",
         meaning: "The kernel promises no more memory than CommitLimit, whether or not it is used, and a fork \
                   asks for a copy of all private writable memory of the postmaster. RAM itself may be free.",
@@ -110,8 +110,8 @@ pub(super) const ENTRIES: &[CauseEntry] = &[
         title: "heuristic overcommit: one mapping is larger than RAM and swap",
         errno: "ENOMEM",
         function: "__vm_enough_memory",
-        evidence: "Observed: __vm_enough_memory returned -ENOMEM in mode 0, with the size of the mapping. Deduced \
-                   (tracepoint): the largest private mapping is larger than RAM and swap, or the kernel log names \
+        evidence: "Observed: __vm_enough_memory returned -ENOMEM in mode 0, with the size of the mapping. Deduced, \
+                   where it was not watched (it is from the second refusal on): the largest private mapping is larger than RAM and swap, or the kernel log names \
                    this pid (6.1 and later).",
         meaning: "With vm.overcommit_memory = 0 the kernel refuses only a single private mapping that is larger than \
                   all RAM and swap of the host, and a fork asks for each mapping of the postmaster again. Shared \

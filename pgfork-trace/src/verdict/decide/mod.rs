@@ -85,7 +85,7 @@ pub(super) fn decide(attempt: &Attempt, evidence: &Evidence, coverage: &Coverage
         (true, _) => returned::for_its_own_reason(&view)
             .or_else(|| memory::cgroup(&view))
             .or_else(|| stages::killed_in_copy_mm(&view))
-            .or_else(|| returned::without_memory(&view))
+            .or_else(|| returned::without_memory(&view, &candidates))
             .or_else(|| tasks::before_cgroup_fork(&view, &candidates))
             .or_else(|| stages::inline(&view))
             .or_else(|| numbers::remaining(&view, &candidates))

@@ -1,10 +1,13 @@
 //! What the numbers say: of all checks without hooks, of those that were not watched with hooks.
 
+use pgfork_trace_common::valid;
+
 use super::{
     super::{
         Cause,
         candidates::{Candidate, Numbers},
         errno_name,
+        overcommit::STRICT,
     },
     Found,
     view::View,
@@ -72,6 +75,21 @@ pub(super) fn remaining(view: &View, candidates: &[Candidate]) -> Option<Found> 
             errno_name(view.attempt.ret)
         ),
     ))
+}
+
+/// Whether overcommit cannot have refused this fork, whether or not it was watched: the mode was read
+/// with it and is not strict, and nothing exceeds RAM and swap. In strict mode the numbers are
+/// those of a moment later.
+pub(super) fn no_overcommit(view: &View, candidates: &[Candidate]) -> bool {
+    let does_not_fit = |cause| {
+        let mut candidates = candidates.iter();
+        let candidate = candidates.find(|it| it.cause == cause);
+        candidate.is_some_and(|it| matches!(it.numbers, Numbers::DoNotFit(_)))
+    };
+    view.read(valid::OVERCOMMIT_MODE)
+        && view.attempt.overcommit.mode != STRICT
+        && !view.refused_by_overcommit_in_log()
+        && does_not_fit(Cause::OvercommitHeuristic)
 }
 
 /// Whether its numbers leave it possible.

@@ -4,13 +4,14 @@ use pgfork_trace_common::{Check, valid};
 
 use super::{
     super::{
-        Cause, LogFact,
-        candidates::{EAGAIN, EMFILE, ENOMEM},
+        Cause, Certainty, LogFact,
+        candidates::{Candidate, EAGAIN, EMFILE, ENOMEM},
         errno_name,
         overcommit::{HEURISTIC, STRICT},
         returned as shown,
     },
     Found,
+    numbers::no_overcommit,
     view::{View, name},
 };
 
@@ -221,7 +222,7 @@ const ALLOCATING: [(Check, Cause); 18] = [
 ];
 
 /// A function got no memory, and no memory cgroup refused it.
-pub(super) fn without_memory(view: &View) -> Option<Found> {
+pub(super) fn without_memory(view: &View, candidates: &[Candidate]) -> Option<Found> {
     if view.attempt.ret != ENOMEM {
         return None;
     }
@@ -232,7 +233,15 @@ pub(super) fn without_memory(view: &View) -> Option<Found> {
             let (check, cause) = ALLOCATING
                 .into_iter()
                 .find(|(check, _)| view.ended(*check))?;
-            Some(no_memory(view, check, cause))
+            // It also passes on what overcommit says.
+            let found = no_memory(view, check, cause);
+            if check != Check::DupMmap || view.sees(Check::VmEnoughMemory) {
+                return Some(found);
+            }
+            no_overcommit(view, candidates).then_some(Found {
+                certainty: Certainty::Deduced,
+                ..found
+            })
         })
 }
 

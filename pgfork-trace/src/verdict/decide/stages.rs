@@ -5,10 +5,11 @@ use pgfork_trace_common::Check;
 use super::{
     super::{
         Cause, Coverage,
-        candidates::{Candidate, EAGAIN, ENOMEM, Numbers},
+        candidates::{Candidate, EAGAIN, ENOMEM},
         errno_name,
     },
     CLONE_PIDFD, Found,
+    numbers::no_overcommit,
     returned::allocation_logged,
     view::{View, name},
 };
@@ -205,10 +206,12 @@ pub(super) fn kernel_memory(view: &View, candidates: &[Candidate]) -> Option<Fou
     if view.attempt.ret != ENOMEM || view.contradicts() || view.attempt.trail_lost > 0 {
         return None;
     }
+    let overcommit = !view.sees(Check::VmEnoughMemory) && !view.ended_before_dup_mmap();
+    let no_overcommit = overcommit && no_overcommit(view, candidates);
     let unseen = OTHER_REASONS.iter().any(|check| {
         !view.sees(*check)
             && view.got_past(*check).is_none()
-            && !(*check == Check::VmEnoughMemory && no_overcommit(candidates))
+            && !(*check == Check::VmEnoughMemory && (no_overcommit || !overcommit))
     });
     let cgroups = memory_cgroups_watched(view.coverage);
     let pidfd = view.flags(CLONE_PIDFD) == Some(true);
@@ -221,11 +224,16 @@ pub(super) fn kernel_memory(view: &View, candidates: &[Candidate]) -> Option<Fou
     } else {
         ""
     };
+    let excluded = if no_overcommit {
+        "; overcommit was not watched, and refuses nothing so small in its mode"
+    } else {
+        ""
+    };
     let mut found = Found::deduced(
         cause,
         None,
         format!(
-            "the fork ended with ENOMEM {place}, and no limit and no memory cgroup was seen refusing{logged}"
+            "the fork ended with ENOMEM {place}, and no limit and no memory cgroup was seen refusing{excluded}{logged}"
         ),
     );
     if view.reached(Check::TryToFreeMemCgroupPages) {
@@ -238,16 +246,6 @@ pub(super) fn kernel_memory(view: &View, candidates: &[Candidate]) -> Option<Fou
         found = found.or("a fatal signal", AS_ENOMEM);
     }
     Some(found)
-}
-
-/// Whether overcommit would refuse in no mode, by numbers that are all known.
-fn no_overcommit(candidates: &[Candidate]) -> bool {
-    let modes = [Cause::CommitLimit, Cause::OvercommitHeuristic];
-    modes.into_iter().all(|mode| {
-        let mut candidates = candidates.iter();
-        let candidate = candidates.find(|it| it.cause == mode);
-        candidate.is_some_and(|it| matches!(it.numbers, Numbers::DoNotFit(_)))
-    })
 }
 
 fn memory_cgroups_watched(coverage: &Coverage) -> bool {

@@ -135,6 +135,9 @@ impl<'a> View<'a> {
             return Some(format!("the fork got past it, as far as {}", name(later)));
         }
         let check = candidate.check?;
+        if check == Check::VmEnoughMemory && self.ended_before_dup_mmap() {
+            return Some("the fork ended before memory was copied".to_owned());
+        }
         let watched = self.sees(check) && self.failing(check).is_none();
         watched.then(|| format!("{} was watched and did not refuse", name(check)))
     }
@@ -146,6 +149,23 @@ impl<'a> View<'a> {
             && self.attempt.source == source::KERNEL_CLONE
             && self.sees(Check::CopyCreds)
             && !self.reached(Check::CopyCreds)
+    }
+
+    /// Whether the fork ended before `dup_mmap`, which asks overcommit for each mapping: it comes right
+    /// behind `pgd_alloc` (kernel/fork.c `dup_mm`, 5.10 to 7.2).
+    pub(super) fn ended_before_dup_mmap(&self) -> bool {
+        self.attempt.source == source::KERNEL_CLONE
+            && self.sees(Check::PgdAlloc)
+            && !self.reached(Check::PgdAlloc)
+    }
+
+    /// Whether the kernel log says that overcommit refused this process.
+    pub(super) fn refused_by_overcommit_in_log(&self) -> bool {
+        let pids = [self.attempt.tid, self.attempt.tgid];
+        self.evidence
+            .kernel_log
+            .iter()
+            .any(|line| matches!(line, LogFact::CommitRefused { pid } if pids.contains(pid)))
     }
 
     /// Whether `copy_creds` was reached where `RLIMIT_NPROC` stands before it: while the tasks are

@@ -246,13 +246,16 @@ fn enough_memory(record: &MemoryRefusal, call: &Call, facts: &RequestFacts) -> D
         }
         _ => "",
     };
+    // The mode is that of a moment later then, and another one refused so small a request.
+    let too_small = record.valid & memory_valid::OVERCOMMIT_MODE == 0
+        && heuristic_refuses(record.bytes, facts) == Some(false);
     let mut decision = match mode(call, facts) {
         Some(STRICT) => Decision::observed(
             Cause::CommitLimit,
             check,
             format!("{name} was seen returning -ENOMEM, in strict mode{place}"),
         ),
-        Some(0) => Decision::observed(
+        Some(0) if !too_small => Decision::observed(
             Cause::OvercommitHeuristic,
             check,
             format!(

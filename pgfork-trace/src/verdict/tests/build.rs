@@ -28,7 +28,10 @@ pub(super) fn hooked(ret: i32) -> Build {
     let mut build = blank(source::KERNEL_CLONE);
     build.0.ret = ret;
     build.0.valid |= valid::RET;
-    build.reached(Check::KernelClone).total_vm(512 * MIB)
+    build
+        .reached(Check::KernelClone)
+        .total_vm(512 * MIB)
+        .mode(0)
 }
 
 /// Seen by the return of the C library's `fork`; errno where it could be read.
@@ -202,6 +205,12 @@ impl Build {
     pub(super) fn flags(mut self, flags: u64) -> Self {
         self.0.clone_flags = flags;
         self
+    }
+
+    /// The mode as it was read with the fork.
+    pub(super) fn mode(self, mode: i32) -> Self {
+        self.with(valid::OVERCOMMIT_MODE)
+            .change(|it| it.overcommit.mode = mode)
     }
 
     pub(super) fn total_vm(mut self, bytes: u64) -> Self {

@@ -300,34 +300,6 @@ fn what_nothing_refused_is_kernel_memory_at_its_stage() {
             None,
         ),
         case(
-            "overcommit is not watched, and the process is smaller than RAM",
-            at(&[Check::PgdAlloc]),
-            hooks_without(&[Check::VmEnoughMemory]),
-            KernelMemoryExhausted,
-            None,
-        ),
-        case(
-            "overcommit is not watched, and the process may be larger than RAM",
-            at(&[Check::PgdAlloc]).total_vm(17 * GIB),
-            hooks_without(&[Check::VmEnoughMemory]),
-            Unknown,
-            None,
-        ),
-        case(
-            "overcommit is not watched, and the size of the process is not known",
-            at(&[Check::PgdAlloc]).without(valid::MM),
-            hooks_without(&[Check::VmEnoughMemory]),
-            Unknown,
-            None,
-        ),
-        case(
-            "overcommit is not watched, but passed",
-            at(&[Check::PgdAlloc, Check::CopyThread]).without(valid::MM),
-            hooks_without(&[Check::VmEnoughMemory]),
-            KernelMemoryExhausted,
-            None,
-        ),
-        case(
             "a pidfd was asked for",
             at(&[Check::AllocPid]).flags(0x1000),
             base_hooks(),
@@ -411,6 +383,82 @@ fn perf_is_what_lies_between_sched_fork_and_audit_alloc() {
             kernel_5_10(),
             Cause::Unknown,
             Some("sched_fork"),
+        ),
+    ]);
+}
+
+/// `__vm_enough_memory` is not hooked where it may refuse nothing: what ended a fork that it may have
+/// been asked in is then told by what else is known of it.
+#[test]
+fn overcommit_that_was_not_watched_is_not_forgotten() {
+    use Cause::{KernelMemoryExhausted, Unknown};
+    let at = |stages: &[Check]| through(ENOMEM, stages);
+    let unwatched = || hooks_without(&[Check::VmEnoughMemory]);
+    assert_cases(vec![
+        case(
+            "overcommit is not watched, and the process is smaller than RAM",
+            at(&[Check::PgdAlloc]),
+            unwatched(),
+            KernelMemoryExhausted,
+            None,
+        ),
+        case(
+            "overcommit is not watched, and the process may be larger than RAM",
+            at(&[Check::PgdAlloc]).total_vm(17 * GIB),
+            unwatched(),
+            Unknown,
+            None,
+        ),
+        case(
+            "overcommit is not watched, and the size of the process is not known",
+            at(&[Check::PgdAlloc]).without(valid::MM),
+            unwatched(),
+            Unknown,
+            None,
+        ),
+        case(
+            "overcommit is not watched, and its mode was not read with the fork",
+            at(&[Check::PgdAlloc]).without(valid::OVERCOMMIT_MODE),
+            unwatched(),
+            Unknown,
+            None,
+        ),
+        case(
+            "overcommit is not watched, and was strict: its numbers are of a moment later",
+            at(&[Check::PgdAlloc]).mode(2),
+            unwatched(),
+            Unknown,
+            None,
+        ),
+        case(
+            "overcommit is not watched, was strict, and was not come to",
+            at(&[Check::CopyCreds]).mode(2),
+            unwatched(),
+            KernelMemoryExhausted,
+            None,
+        ),
+        case(
+            "dup_mmap says what overcommit may have said",
+            at(&[Check::PgdAlloc])
+                .total_vm(17 * GIB)
+                .failed(Check::DupMmap, ENOMEM),
+            unwatched(),
+            Unknown,
+            Some("dup_mmap"),
+        ),
+        case(
+            "dup_mmap says what overcommit cannot have said",
+            at(&[Check::PgdAlloc]).failed(Check::DupMmap, ENOMEM),
+            unwatched(),
+            KernelMemoryExhausted,
+            Some("dup_mmap"),
+        ),
+        case(
+            "overcommit is not watched, but passed",
+            at(&[Check::PgdAlloc, Check::CopyThread]).without(valid::MM),
+            unwatched(),
+            KernelMemoryExhausted,
+            None,
         ),
     ]);
 }

@@ -229,6 +229,7 @@ fn what_is_full_behind_an_observed_cause_is_told() {
     let mut attempt = attempt;
     attempt.state.total_vm_pages = GIB / PAGE;
     attempt.valid |= valid::MM;
+    attempt.overcommit.mode = 2;
     let verdict = judge(&attempt, &facts, &all_hooks());
     assert_eq!(verdict.cause, Cause::RlimitNproc);
     assert_eq!(verdict.certainty, Certainty::Observed);

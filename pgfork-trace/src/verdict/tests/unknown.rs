@@ -141,6 +141,7 @@ fn an_unwatched_commit_limit_that_fits_is_deduced() {
         .reached(Check::CopyCreds)
         .reached(Check::PgdAlloc)
         .total_vm(GIB)
+        .mode(2)
         .done();
     let blind = judge(&attempt, &facts, &hooks_without(&[Check::VmEnoughMemory]));
     assert_eq!(blind.cause, Cause::CommitLimit);
@@ -214,4 +215,32 @@ fn a_pidfd_that_could_not_be_had_is_told() {
     let because = |attempt: Build| judge(&attempt.done(), &facts(), &all_hooks()).because;
     assert!(because(attempt.flags(CLONE_PIDFD)).contains("a pidfd was asked for"));
     assert!(!because(attempt.flags(CLONE_PIDFD << 1)).contains("pidfd"));
+}
+
+#[test]
+fn overcommit_is_not_blamed_for_a_fork_that_did_not_come_to_it() {
+    let mut facts = facts();
+    facts.overcommit.as_mut().unwrap().mode = 2;
+    facts.memory.as_mut().unwrap().committed_as = 9 * GIB;
+    facts.fork_charge_bytes = Some(MIB);
+    let early = hooked(ENOMEM).mode(2).reached(Check::ArchDupTaskStruct);
+    let judged = |attempt: Build, facts: &Facts| {
+        judge(
+            &attempt.done(),
+            facts,
+            &hooks_without(&[Check::VmEnoughMemory]),
+        )
+    };
+    let verdict = judged(early, &facts);
+    assert_eq!(verdict.cause, Cause::KernelStackAllocFailed);
+    let copying = early.reached(Check::PgdAlloc);
+    assert_eq!(judged(copying, &facts).cause, Cause::CommitLimit);
+    // Facts of the host may be older than the fork: what was read with it counts, and the log.
+    facts.overcommit.as_mut().unwrap().mode = 0;
+    assert_eq!(judged(copying, &facts).cause, Cause::CommitLimit);
+    let mut logged = facts.clone();
+    logged.memory.as_mut().unwrap().committed_as = GIB;
+    logged.kernel_log = vec![LogFact::CommitRefused { pid: 1843 }];
+    let stale = copying.mode(0);
+    assert_ne!(judged(stale, &logged).cause, Cause::KernelMemoryExhausted);
 }
