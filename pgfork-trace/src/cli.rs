@@ -44,7 +44,7 @@ const CHECK_AFTER_HELP: &str = "\
 Exit status:
   0  nothing is close
   1  a limit is close or reached; with --watch, at any look
-  2  could not look";
+  2  could not look; or nothing that could be read is close, and not all limits could be read";
 
 const SELFTEST_AFTER_HELP: &str = "\
 Exit status:
@@ -74,7 +74,7 @@ enum SubFlags {
     #[command(after_help = AFTER_HELP)]
     Trace(TraceFlags),
     /// Show the room that is left under every limit that can refuse a fork; no eBPF, changes nothing
-    #[command(after_help = CHECK_AFTER_HELP)]
+    #[command(after_help = CHECK_AFTER_HELP, args = common_of_check())]
     Check(CheckFlags),
     /// Show what would be attached on this kernel, and what cannot be seen here
     Probes {
@@ -119,6 +119,28 @@ struct CommonFlags {
     /// More about what is done and why; -vv: messages of the kernel's verifier too
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+}
+
+/// The same where they mean something else to `check`, which stand in for those of every
+/// subcommand. There is no method to choose; the option is taken, but not shown.
+fn common_of_check() -> Vec<clap::Arg> {
+    let all = CommonFlags::augment_args(clap::Command::new("check"));
+    let of_check = |arg: &clap::Arg| {
+        // Behind its own.
+        let arg = arg.clone().global(false).display_order(100);
+        match arg.get_id().as_str() {
+            "json" => arg
+                .help("One JSON document on standard output (docs/check-schema.json); with --watch one on each line")
+                .long_help(None),
+            "method" => arg.hide(true),
+            "quiet" => arg.help("Nothing on standard output: the exit status, and the files asked for"),
+            "verbose" => arg.help(
+                "Every setting and its place, lines that are overridden, notes on all limits; with --watch everything",
+            ),
+            _ => arg,
+        }
+    };
+    all.get_arguments().map(of_check).collect()
 }
 
 /// Options of `trace`.

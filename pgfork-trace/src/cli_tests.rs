@@ -329,3 +329,38 @@ fn check_has_thresholds_and_servers() {
         assert_eq!(refused(odd).exit_code(), 2, "{odd:?}");
     }
 }
+
+#[test]
+fn check_tells_what_common_options_mean_to_it() {
+    for help in ["--help", "-h"] {
+        let help = refused(&["check", help]).to_string();
+        for part in [
+            "--json",
+            "check-schema.json",
+            "--quiet",
+            "the exit status",
+            "--verbose",
+        ] {
+            assert!(help.contains(part), "{part}: {help}");
+        }
+        for part in ["--method", "fexit", "totals", "notices", "verifier"] {
+            assert!(!help.contains(part), "{part}: {help}");
+        }
+    }
+    let help = refused(&["trace", "--help"]).to_string();
+    assert!(help.contains("--method") && help.contains("totals only"));
+    // Before and after the word.
+    for arguments in [
+        ["--json", "-q", "-v", "--color", "never", "check"],
+        ["check", "--json", "-q", "-v", "--color", "never"],
+        ["-q", "--json", "check", "--color", "never", "-v"],
+    ] {
+        let output = plan(&arguments).output;
+        assert!(output.json, "{arguments:?}");
+        assert_eq!((output.quiet, output.verbose), (1, 1), "{arguments:?}");
+        assert_eq!(output.color, Color::Never, "{arguments:?}");
+    }
+    // Without a meaning, but scripts may have it.
+    let plan = plan(&["check", "--method", "kprobe"]);
+    assert_eq!(plan.command, Command::Check(CheckPlan::default()));
+}

@@ -23,8 +23,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     match run(plan, started) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::from(1),
+        Ok(status) => ExitCode::from(status),
         // Nobody reads any more: nobody can be told.
         Err(error) if trace::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -34,10 +33,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
+/// The exit status.
+fn run(plan: Plan, started: Instant) -> anyhow::Result<u8> {
     memory::prepare(&ALLOCATOR);
     match plan.command {
-        Command::Check(what) => check::run(&what, &plan.output),
+        Command::Check(what) => check::run(&what, &plan.output).map(check::Seen::status),
         Command::Probes { load } => probes::run(plan.output.json, plan.method, load).map(|()| 0),
         Command::Causes(id) => causes::run(id.as_deref(), plan.output.json).map(|()| 0),
         Command::Selftest => {
@@ -48,7 +48,7 @@ fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
                 method: plan.method,
                 verbose: plan.verbose > 0,
             };
-            selftest::run(&options, &plan.output)
+            selftest::run(&options, &plan.output).map(any)
         }
         Command::Trace(what) => {
             if plan.verbose > 0 {
@@ -71,6 +71,12 @@ fn run(plan: Plan, started: Instant) -> anyhow::Result<u64> {
                 .enable_all()
                 .build()?
                 .block_on(trace::run(&options, &mut reporter))
+                .map(any)
         }
     }
+}
+
+/// 1 where there was any.
+fn any(count: u64) -> u8 {
+    u8::from(count > 0)
 }

@@ -86,6 +86,42 @@ fn help_tells_the_exit_statuses_and_all_options() {
 }
 
 #[test]
+fn metrics_say_that_the_look_failed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pgfork.prom");
+    fs::write(&file, "pgfork_up 1\n").unwrap();
+    let mut command = Command::new(BINARY);
+    command.args(["check", "--port", "1", "--prometheus"]);
+    // SAFETY: one system call.
+    unsafe {
+        command.pre_exec(|| {
+            libc::umask(0o077);
+            Ok(())
+        })
+    };
+    let failed = output(command.arg(&file));
+    assert_eq!(failed.status.code(), Some(2), "{}", stderr(&failed));
+    let metrics = fs::read_to_string(&file).unwrap();
+    for line in [
+        "# HELP pgfork_up ",
+        "# TYPE pgfork_up gauge\npgfork_up 0\n",
+        "# TYPE pgfork_look_timestamp_seconds gauge\npgfork_look_timestamp_seconds ",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    // Another user reads it, whatever the umask.
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    let missing = directory.path().join("none/pgfork.prom");
+    let missing = missing.to_str().unwrap();
+    assert_refuses(
+        &run(&["check", "--port", "1", "--prometheus", missing]),
+        &["cannot write ", "none/pgfork.prom"],
+    );
+}
+
+#[test]
 fn bad_options_end_with_2_and_name_the_option() {
     for (arguments, word) in [
         (&["--no-such"][..], "--no-such"),
@@ -281,7 +317,7 @@ fn a_forced_method_that_does_not_work_here_says_so() {
         assert_refuses(
             &output,
             &[
-                &format!("method {method} does not work on this kernel"),
+                &format!("method {method} does not work here"),
                 "Without --method the best one that works is chosen",
             ],
         );

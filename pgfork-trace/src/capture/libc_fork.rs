@@ -21,6 +21,7 @@ use object::{
 };
 
 use super::CaptureError;
+use crate::host::open_regular;
 
 /// A process's C library.
 #[derive(Debug)]
@@ -135,10 +136,12 @@ fn c_library(line: &[u8]) -> Option<(u64, PathBuf)> {
 
 fn examine(pid: u32, path: PathBuf, start: u64) -> Result<Library, CaptureError> {
     let no = |why: String| CaptureError::NoLibc { pid, why };
-    let file = File::open(&path).map_err(|source| CaptureError::Read {
+    // Its owner chooses what is there.
+    let opened = open_regular(&path, true).map_err(|source| CaptureError::Read {
         path: path.clone(),
         source,
     })?;
+    let (file, _) = opened.ok_or_else(|| no(format!("{} is no file", path.display())))?;
     let cache = ReadCache::new(file);
     let elf = ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| {
         no(format!(

@@ -187,12 +187,7 @@ fn events(log: &KernelLog, uptime: Option<Duration>) -> Vec<KernelEvent> {
 
 pub(super) fn of_server(root: &Root, server: &mut Server<'_>) -> ServerHistory {
     let (found, unread) = server_log(root, server.postmaster.pid, &server.settings);
-    for (file, why) in unread {
-        server.not_seen.push(format!(
-            "the server log {} cannot be read: {why}",
-            text(file.as_os_str())
-        ));
-    }
+    server.not_seen.extend(unread);
     if let Some(language) = foreign_messages(&server.settings) {
         server.not_seen.push(format!(
             "the server's messages are not in English (lc_messages = {language}): those in its log are not counted"

@@ -5,6 +5,7 @@ mod ages;
 mod connections;
 mod history;
 mod host;
+mod in_force;
 mod origins;
 mod report;
 mod server;
@@ -34,7 +35,7 @@ use crate::{
     host::{Pid, Root},
     output::{
         CheckFile, OutputOptions, Surroundings, check_document, check_text, watch_text,
-        write_metrics,
+        write_failed_metrics, write_metrics,
     },
     postgres::{Filter, Identity, Postmaster, Target, discover, identify, presumed, select},
     verdict::{
@@ -46,30 +47,77 @@ use host::Host;
 use server::Server;
 use watch::{Clock, Signals, Trends};
 
-/// Looks, once or again and again, and writes what there is to say; nothing with `-q`. Limits that
-/// are close or reached; while watching, the most of any look.
+/// What one look, or the worst of several, comes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Limits that are close or reached.
+    pub near: u64,
+    /// Limits that every server has and that could not be read.
+    pub unread: u64,
+}
+
+impl Seen {
+    /// Something is close: 1. Nothing that could be read is, but not all could: 2. Else 0.
+    #[must_use]
+    pub const fn status(self) -> u8 {
+        match self {
+            Self { near: 1.., .. } => 1,
+            Self { unread: 1.., .. } => 2,
+            Self { .. } => 0,
+        }
+    }
+
+    fn and(self, report: &Report) -> Self {
+        Self {
+            near: self.near.max(report.near),
+            unread: self.unread.max(report.unread),
+        }
+    }
+}
+
+/// Looks, once or again and again, and writes what there is to say; nothing with `-q`. While
+/// watching, the worst of all looks counts.
 ///
 /// # Errors
 /// As [`look`], or when the output is gone. While watching, only the latter ends it.
-pub fn run(plan: &CheckPlan, options: &OutputOptions) -> Result<u64> {
+pub fn run(plan: &CheckPlan, options: &OutputOptions) -> Result<Seen> {
     let root = Root::default();
+    let file = options.file.as_deref().map(CheckFile::create).transpose();
+    let file = file.map_err(anyhow::Error::from);
     let mut out = Output {
         options,
         around: Surroundings::read(),
         again: plan.watch.is_some(),
-        file: options.file.as_deref().map(CheckFile::create).transpose()?,
+        file: looked(plan, file)?,
         prometheus: plan.prometheus.as_deref(),
     };
     let mut memory = Memory::default();
     if plan.watch.is_none() {
-        let report = look_again(&root, &plan.filter, plan.near, &mut memory)?;
+        let report = look_again(&root, &plan.filter, plan.near, &mut memory);
+        let report = looked(plan, report)?;
         out.write(&report, &mut std::io::stdout().lock())?;
-        return Ok(report.near);
+        return Ok(Seen::default().and(&report));
     }
-    let look = || look_again(&root, &plan.filter, plan.near, &mut memory);
-    let mut clock = Signals::catch()?;
+    let look = || {
+        let report = look_again(&root, &plan.filter, plan.near, &mut memory);
+        looked(plan, report)
+    };
+    let mut clock = looked(plan, Signals::catch().map_err(anyhow::Error::from))?;
     watch(plan, look, &mut clock, |report| {
         out.write(report, &mut std::io::stdout().lock())
+    })
+}
+
+/// The result; where there is none, the file of metrics says so instead of what an earlier look saw.
+fn looked<T>(plan: &CheckPlan, result: Result<T>) -> Result<T> {
+    result.map_err(|error| {
+        let path = plan.prometheus.as_deref();
+        match path.map(|path| (path, write_failed_metrics(path))) {
+            Some((path, Err(why))) => {
+                error.context(format!("cannot write {}: {why}", path.display()))
+            }
+            _ => error,
+        }
     })
 }
 
@@ -79,28 +127,28 @@ fn watch(
     mut look: impl FnMut() -> Result<Report>,
     clock: &mut impl Clock,
     mut write: impl FnMut(&Report) -> Result<()>,
-) -> Result<u64> {
+) -> Result<Seen> {
     let pause = plan.watch.unwrap_or_default();
     let end = plan.duration.map(|duration| clock.now() + duration);
     let mut trends = Trends::default();
-    let mut near = None;
+    let mut seen: Option<Seen> = None;
     loop {
         let now = clock.now();
         match look() {
             Ok(mut report) => {
                 trends.add(&mut report, now);
-                near = Some(near.unwrap_or(0).max(report.near));
+                seen = Some(seen.unwrap_or_default().and(&report));
                 write(&report)?;
             }
             // A restart of the server, for one.
-            Err(error) if near.is_some() => writeln!(std::io::stderr(), "pgfork-trace: {error:#}")?,
+            Err(error) if seen.is_some() => writeln!(std::io::stderr(), "pgfork-trace: {error:#}")?,
             Err(error) => return Err(error),
         }
         let over = |end: Instant| end <= clock.now() + pause;
         let left = end.map(|end| end.saturating_duration_since(clock.now()));
         let last = end.is_some_and(over);
         if clock.pause(left.unwrap_or(pause).min(pause)) || last {
-            return Ok(near.unwrap_or(0));
+            return Ok(seen.unwrap_or_default());
         }
     }
 }
@@ -176,7 +224,7 @@ pub fn look_again(root: &Root, filter: &Filter, near: Near, memory: &mut Memory)
             connections.states = ages.states;
             connections.arrivals = ages.arrivals;
             let history = history::of_server(root, &mut server);
-            let (origins, facts) = origins::of_server(root, &host, &server, uptime);
+            let (origins, facts) = origins::of_server(root, &host, &server);
             let mut report = describe(server, connections, history, near);
             report.origins = origins;
             let rows: Vec<Row> = report.limits.iter().map(|it| it.row.clone()).collect();
@@ -186,6 +234,10 @@ pub fn look_again(root: &Root, filter: &Filter, near: Near, memory: &mut Memory)
         .collect();
     let limits = servers.iter().flat_map(|server| &server.limits);
     let near = limits.filter(|limit| limit.near).count() as u64;
+    let unread = servers
+        .iter()
+        .map(|server| server.unread.len() as u64)
+        .sum();
     not_seen.extend(host.not_seen);
     let history = history::of_host(root, uptime, &mut not_seen);
     Ok(Report {
@@ -194,6 +246,7 @@ pub fn look_again(root: &Root, filter: &Filter, near: Near, memory: &mut Memory)
         kernel: host.release,
         took_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         near,
+        unread,
         servers,
         history,
         not_seen,
@@ -253,7 +306,7 @@ fn describe(
 ) -> ServerReport {
     let rows = headroom::headroom(&server.headroom);
     let first = headroom::first(&rows);
-    let settings = settings::of_server(&server.settings, server.major_version());
+    let settings = settings::of_server(&server.settings, &server.in_force, server.major_version());
     let first = first.and_then(|first| rows.iter().position(|row| std::ptr::eq(row, first)));
     let postmaster = server.postmaster;
     let mut report = ServerReport {
@@ -264,6 +317,8 @@ fn describe(
         unit: postmaster.unit.map(|unit| unit.unit),
         container: postmaster.container.map(|container| container.id),
         summary: String::new(),
+        make_room: None,
+        unread: Vec::new(),
         first,
         limits: rows
             .into_iter()

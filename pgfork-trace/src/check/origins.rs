@@ -5,7 +5,6 @@ mod units;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -128,7 +127,6 @@ pub(super) fn of_server(
     root: &Root,
     host: &Host,
     server: &Server<'_>,
-    uptime: Option<Duration>,
 ) -> (Vec<Origin>, FindingFacts) {
     let mut facts = FindingFacts {
         headroom: server.headroom.clone(),
@@ -145,7 +143,7 @@ pub(super) fn of_server(
         all.extend(limits::origins(root, server, &rlimits, &mut facts));
     }
     all.extend(settings(server));
-    settings_facts(root, host, server, uptime, &mut facts);
+    settings_facts(root, host, server, &mut facts);
     facts.max_map_count = sysctl::sysctl_number(root, "vm/max_map_count")
         .ok()
         .flatten();
@@ -217,6 +215,7 @@ fn same_number(a: &str, b: &str) -> bool {
 fn settings(server: &Server<'_>) -> Vec<Origin> {
     let found = SETTINGS.iter().filter_map(|name| {
         let setting = server.settings.set.get(*name)?;
+        let now = server.in_force.other(&server.settings, name);
         Some(Origin {
             key: (*name).to_owned(),
             value: setting.value.clone(),
@@ -234,7 +233,7 @@ fn settings(server: &Server<'_>) -> Vec<Origin> {
             modified: setting.modified.and_then(time_of),
             overridden: false,
             not_applied: None,
-            now: None,
+            now: now.map(|now| now.to_string()),
         })
     });
     found.collect()
@@ -254,15 +253,9 @@ fn huge_pages(root: &Root, host: &Host, size: u64) -> Option<(u64, u64, u64, u64
     Some((all, free, reserved, size))
 }
 
-fn settings_facts(
-    root: &Root,
-    host: &Host,
-    server: &Server<'_>,
-    uptime: Option<Duration>,
-    facts: &mut FindingFacts,
-) {
+fn settings_facts(root: &Root, host: &Host, server: &Server<'_>, facts: &mut FindingFacts) {
     let set = &server.settings;
-    let number = |name, default| set.number(name, default);
+    let number = |name, default| server.in_force.number(set, name, default);
     facts.max_connections = number("max_connections", 100);
     let version = server.major_version().unwrap_or(0);
     // Before 12 wal senders are among the connections.
@@ -294,12 +287,6 @@ fn settings_facts(
         host,
         set.bytes("huge_page_size", 1024, 0).unwrap_or(0),
     );
-    let started =
-        uptime.and_then(|uptime| SystemTime::now().checked_sub(server.postmaster.age(uptime)));
-    facts.newer_settings = set.set.get("max_connections").and_then(|setting| {
-        // Times of files and of processes come from different clocks: a second of doubt.
-        let newer = setting.modified? > started?.checked_add(Duration::from_secs(2))?;
-        let file = setting.file.as_ref()?;
-        newer.then(|| text(file.as_os_str()))
-    });
+    facts.pending_settings = server.in_force.pending(set);
+    facts.newer_settings = server.in_force.newer(set, "max_connections");
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::verdict::{
     findings::Finding,
-    headroom::{Cost, Near, Row},
+    headroom::{Cost, Limit, Near, Row},
 };
 
 /// Version of the document.
@@ -30,6 +30,8 @@ pub struct Report {
     pub took_us: u64,
     /// Limits that are close or reached, over all servers.
     pub near: u64,
+    /// Limits that every server has and that could not be read, over all servers.
+    pub unread: u64,
     /// The servers, by pid.
     pub servers: Vec<ServerReport>,
     /// What already happened on this host.
@@ -58,8 +60,14 @@ pub struct ServerReport {
     /// Container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
-    /// What refuses next, how soon, and what to type: one sentence.
+    /// What refuses next, and how soon: one sentence.
     pub summary: String,
+    /// Where that is close: what to type to make room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub make_room: Option<String>,
+    /// Limits that every server has, and that could not be read: one of them may be the first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<Limit>,
     /// The limit that the sentence is about: position in `limits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first: Option<usize>,

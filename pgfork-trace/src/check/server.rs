@@ -1,6 +1,6 @@
 //! Facts about one server.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use crate::{
     gather::{self, text},
@@ -10,15 +10,19 @@ use crate::{
         cgroup::{self, Chain, Controller, Level, Reach},
         process::{self, Accounted, INITIAL_USER_NS, Namespaces, Status},
         sock_diag::{self, Peer, Silence},
+        users,
     },
     postgres::{Kind, Postmaster, Settings, Title, settings},
     verdict::{
         CgroupLevel, Facts,
-        headroom::{Cost, HeadroomFacts, MemoryLevel, NprocFacts, PidNumbers, Slots},
+        headroom::{Access, Cost, HeadroomFacts, MemoryLevel, NprocFacts, PidNumbers, Slots},
     },
 };
 
-use super::host::{Host, noted, odd};
+use super::{
+    host::{Host, noted, odd},
+    in_force::InForce,
+};
 
 /// Backends whose mappings are looked at.
 const SAMPLED: usize = 5;
@@ -45,6 +49,7 @@ impl Child<'_> {
 pub(super) struct Server<'h> {
     pub(super) postmaster: Postmaster,
     pub(super) settings: Settings,
+    pub(super) in_force: InForce,
     pub(super) children: Vec<Child<'h>>,
     pub(super) headroom: HeadroomFacts,
     pub(super) pids: Option<Chain>,
@@ -62,6 +67,8 @@ impl<'h> Server<'h> {
         let settings = settings(root, postmaster.pid);
         let children = children(root, host, &postmaster, &settings);
         let mut server = Self {
+            in_force: InForce::read(root, &postmaster),
+            not_seen: super::settings::unread(&settings),
             settings,
             children,
             headroom: HeadroomFacts::default(),
@@ -70,7 +77,6 @@ impl<'h> Server<'h> {
             shared: None,
             oom_score_adj: None,
             child_oom_score_adj: None,
-            not_seen: Vec::new(),
             postmaster,
         };
         server.fill(root, host);
@@ -127,9 +133,10 @@ impl<'h> Server<'h> {
                 hard_limits: gather::hard_limits(root, pid),
                 ..Facts::default()
             },
-            port: self.postmaster.port,
+            access: self.access(root, namespaces.mnt),
             kernel: host.kernel,
             swap_free: host.info.as_ref().and_then(|info| info.swap_free_bytes),
+            shmem: host.info.as_ref().and_then(|info| info.shmem_bytes),
             total_vm_pages: status
                 .as_ref()
                 .and_then(|status| status.vm_size_bytes)
@@ -145,7 +152,27 @@ impl<'h> Server<'h> {
             numbers: numbers(root, host, &namespaces),
             pid_namespace_alive: namespace_alive(root, host, &namespaces),
             slots: self.slots(),
+            max_connections: self.in_force.max_connections(&self.settings),
         };
+    }
+
+    /// How a command gets to the server; `mounts` is its mount namespace.
+    fn access(&self, root: &Root, mounts: Option<u64>) -> Access {
+        let postmaster = &self.postmaster;
+        let own = process::namespaces(&root.proc().join("self")).mnt;
+        let shown = |path: &Path| path.to_str().map(str::to_owned);
+        // An abstract one has no directory.
+        let socket_dir = postmaster.lock_file.socket_dir.as_deref();
+        let exe = postmaster.exe.as_ref();
+        Access {
+            uid: postmaster.uid,
+            user: users::by_uid(root, postmaster.uid).map(|user| user.name),
+            socket_dir: socket_dir.filter(|dir| dir.is_absolute()).and_then(shown),
+            port: postmaster.port,
+            programs: exe.and_then(|exe| exe.path.parent()).and_then(shown),
+            data_dir: text(postmaster.data_dir.as_os_str()),
+            elsewhere: own.zip(mounts).is_some_and(|(own, its)| own != its),
+        }
     }
 
     fn service(&self) -> Option<String> {
@@ -184,6 +211,7 @@ impl<'h> Server<'h> {
         let level = |(level, killable): (&Level, Option<bool>)| {
             let facts = level.memory;
             let stat = cgroup::memory_stat(level, chain.version).ok().flatten();
+            let shmem = stat.as_ref().map(|stat| stat.shmem);
             let stat = stat.unwrap_or_default();
             let limit = |ceiling: Option<Ceiling>| ceiling.and_then(Ceiling::value);
             let swapped = facts.swap_current_bytes.unwrap_or(0);
@@ -191,6 +219,7 @@ impl<'h> Server<'h> {
                 fact: gather::memcg_fact(level, chain.version)?,
                 reclaimable: stat.reclaimable().min(facts.current_bytes.unwrap_or(0)),
                 cache_in_use: stat.active_file.min(facts.current_bytes.unwrap_or(0)),
+                shmem,
                 high: limit(facts.high_bytes),
                 swap_room: limit(facts.swap_max_bytes).map(|max| max.saturating_sub(swapped)),
                 oom_group: facts.oom_group == Some(true),
@@ -379,7 +408,7 @@ impl<'h> Server<'h> {
     fn slots(&mut self) -> Option<Slots> {
         let version = self.major_version();
         let number = |name, default| self.settings.number(name, default);
-        let max = number("max_connections", 100);
+        let max = self.in_force.number(&self.settings, "max_connections", 100);
         let reserved = number("superuser_reserved_connections", 3);
         let reserved_roles = match version {
             Some(..16) => Some(0),
@@ -405,6 +434,7 @@ impl<'h> Server<'h> {
             used: self.children.iter().filter(takes_slot).count() as u64,
             max,
             reserved: reserved.saturating_add(roles),
+            on_command_line: self.settings.is_on_command_line("max_connections"),
         })
     }
 

@@ -1,4 +1,4 @@
-//! What refuses next, how soon, whose limit it is, and what to type: two sentences.
+//! What refuses next, how soon, whose limit it is, and what to type.
 
 use super::report::{LimitReport, ServerReport, Trend};
 use crate::{
@@ -9,35 +9,69 @@ use crate::{
     },
 };
 
+/// Limits of every server. Where one could not be read, nobody knows what comes first.
+const ALWAYS: [Limit; 5] = [
+    Limit::MaxConnections,
+    Limit::RlimitNproc,
+    Limit::ThreadsMax,
+    Limit::PidSpaceExhausted,
+    Limit::GlobalOomKill,
+];
+
 /// Makes the sentences of a server from its limits.
 pub(super) fn renew(server: &mut ServerReport) {
     let measured = server.backend_cost.measured_backends;
+    server.unread = unread(&server.limits);
     let first = server.first.and_then(|first| server.limits.get(first));
     let before = server.first.unwrap_or(server.limits.len());
     // Refuses nobody, and is what people notice first.
     let slow = server.limits[..before]
         .iter()
         .find(|limit| limit.row.effect == Effect::Slows && limit.near);
-    server.summary = match slow {
+    let partly = match server.unread.as_slice() {
+        [] => String::new(),
+        unread => {
+            let names: Vec<&str> = unread.iter().map(|limit| limit.id()).collect();
+            format!("Not all could be read (not {}). ", names.join(", "))
+        }
+    };
+    let sentence = match slow {
         Some(slow) => {
             let slow = refusal(&slow.row, slow.trend, measured);
-            format!("{slow} {}", sentences(first, measured))
+            format!("{slow} {}", sentence(first, measured))
         }
-        None => sentences(first, measured),
+        None if partly.is_empty() && first.is_some_and(|first| !first.near) => {
+            format!("Comfortable. {}", sentence(first, measured))
+        }
+        None => sentence(first, measured),
     };
+    server.summary = partly + &sentence;
+    let near = first.filter(|first| first.near).or(slow);
+    server.make_room = near.and_then(|limit| command(&limit.row));
 }
 
-/// The sentences; `measured` backends were measured. The command is the end, to be copied.
-fn sentences(first: Option<&LimitReport>, measured: u64) -> String {
-    let Some(first) = first else {
-        return "No limit that this program can see ends the growth of this server.".to_owned();
+fn unread(limits: &[LimitReport]) -> Vec<Limit> {
+    let read = |wanted: Limit| {
+        let mut of_it = limits.iter().filter(|it| it.row.limit == wanted);
+        of_it.any(|it| !it.row.limit_unknown)
     };
-    let row = &first.row;
-    let end = match command(row) {
-        Some(command) => format!(" To make room, type: {command}"),
-        None => String::new(),
-    };
-    format!("{}{end}", refusal(row, first.trend, measured))
+    ALWAYS.into_iter().filter(|limit| !read(*limit)).collect()
+}
+
+/// The sentence; `measured` backends were measured.
+fn sentence(first: Option<&LimitReport>, measured: u64) -> String {
+    match first {
+        None => "No limit that this program can see ends the growth of this server.".to_owned(),
+        Some(first) if first.near => refusal(&first.row, first.trend, measured),
+        Some(LimitReport { row, trend, .. }) => format!(
+            "First would be {}{}, {}{}{}.",
+            title(row),
+            whose(row),
+            after(row, measured).unwrap_or_default(),
+            at_this_rate(*trend),
+            numbers(row)
+        ),
+    }
 }
 
 /// What makes room at once; a limit on several levels has to be raised on all of them.
@@ -62,59 +96,69 @@ fn command(row: &Row) -> Option<String> {
 }
 
 fn refusal(row: &Row, trend: Option<Trend>, measured: u64) -> String {
-    let what = match row.effect {
-        Effect::RefusesEagain => {
-            "refuses the next fork (EAGAIN, \"Resource temporarily unavailable\")"
-        }
-        Effect::RefusesEnomem => "refuses the next fork (ENOMEM, \"Cannot allocate memory\")",
-        Effect::Kills => "has the OOM killer end a process",
-        Effect::Slows => "slows the server down",
-        Effect::TurnsAway => "has the server turn clients away (\"too many clients\")",
-    };
-    let about = if row.unit == Unit::Bytes {
-        "about "
-    } else {
-        ""
-    };
-    let soon = match row.backends {
-        Some(0) => "now".to_owned(),
-        Some(more) => format!(
-            "after {about}{}{}",
-            counted(more, "more backend", "more backends"),
-            if row.unit == Unit::Bytes && measured == 0 {
-                " at most"
-            } else {
-                ""
-            }
+    let (what, error) = match row.effect {
+        Effect::RefusesEagain => (
+            "refuses forks",
+            " (EAGAIN, \"Resource temporarily unavailable\")",
         ),
-        None => String::new(),
-    };
-    let numbers = match (row.max, row.unit) {
-        (None, _) => String::new(),
-        (Some(max), Unit::Bytes) => format!(": {} of {} taken", bytes(row.used), bytes(max)),
-        (Some(max), Unit::Tasks) => {
-            format!(
-                ": {} of {} taken",
-                counted(row.used, "task", "tasks"),
-                count(max)
-            )
-        }
-        (Some(max), Unit::Numbers) => {
-            format!(": {} of {} pid numbers taken", count(row.used), count(max))
-        }
-        (Some(max), Unit::Connections) => format!(
-            ": {} of {} taken",
-            counted(row.used, "connection", "connections"),
-            count(max)
+        Effect::RefusesEnomem => ("refuses forks", " (ENOMEM, \"Cannot allocate memory\")"),
+        Effect::Kills => ("has the OOM killer end a process", ""),
+        Effect::Slows => ("slows the server down", ""),
+        Effect::TurnsAway => (
+            "has the server turn clients away",
+            " (\"too many clients\")",
         ),
     };
-    let when = trend
-        .and_then(|trend| trend.full_in_s)
-        .map_or_else(String::new, |seconds| {
-            let time = long_time(seconds.saturating_mul(1_000_000_000));
-            format!(", in {time} at this rate")
-        });
-    format!("{} {what} {soon}{when}{numbers}{}.", title(row), whose(row))
+    let (title, whose, numbers) = (title(row), whose(row), numbers(row));
+    match after(row, measured) {
+        Some(after) => {
+            let when = at_this_rate(trend);
+            let mut said = format!("{after}{when}, {title}{whose} {what}{error}{numbers}.");
+            said[..1].make_ascii_uppercase();
+            said
+        }
+        None if row.backends == Some(0) => {
+            format!("{title}{whose} {what} now{error}{numbers}.")
+        }
+        None => format!("{title}{whose} {what}{error}{numbers}."),
+    }
+}
+
+/// `after about 12 more backends`; nothing where that is now, or not known.
+fn after(row: &Row, measured: u64) -> Option<String> {
+    let more = row.backends.filter(|more| *more > 0)?;
+    let of_memory = row.unit == Unit::Bytes;
+    Some(format!(
+        "after {}{}{}",
+        if of_memory { "about " } else { "" },
+        counted(more, "more backend", "more backends"),
+        if of_memory && measured == 0 {
+            " at most"
+        } else {
+            ""
+        }
+    ))
+}
+
+fn at_this_rate(trend: Option<Trend>) -> String {
+    let seconds = trend.and_then(|trend| trend.full_in_s);
+    seconds.map_or_else(String::new, |seconds| {
+        let time = long_time(seconds.saturating_mul(1_000_000_000));
+        format!(", in {time} at this rate")
+    })
+}
+
+fn numbers(row: &Row) -> String {
+    let Some(max) = row.max else {
+        return String::new();
+    };
+    let (used, max) = match row.unit {
+        Unit::Bytes => (bytes(row.used), bytes(max)),
+        Unit::Tasks => (counted(row.used, "task", "tasks"), count(max)),
+        Unit::Numbers => (counted(row.used, "pid", "pids"), count(max)),
+        Unit::Connections => (counted(row.used, "connection", "connections"), count(max)),
+    };
+    format!(": {used} of {max} taken")
 }
 
 /// What the limit is called where it is set.

@@ -3,6 +3,7 @@
 mod figures;
 mod golden;
 mod hierarchies;
+mod in_force;
 mod memory;
 mod origins;
 mod races;
@@ -164,21 +165,15 @@ fn busy() -> FakeRoot {
 fn every_limit_of_a_unit_on_v2() {
     let fake = busy();
     let found = look_at(&fake);
-    assert!(
-        found
-            .summary
-            .starts_with("TasksMax refuses the next fork (EAGAIN,"),
-        "{}",
-        found.summary
+    assert_eq!(
+        found.summary,
+        "After 5 more backends, TasksMax in pg.service refuses forks (EAGAIN, \"Resource temporarily unavailable\"): 12 tasks of 17 taken."
     );
-    assert!(
-        found.summary.ends_with(
-            "after 5 more backends: 12 tasks of 17 taken in pg.service. \
-             To make room, type: systemctl set-property pg.service TasksMax=67"
-        ),
-        "{}",
-        found.summary
+    assert_eq!(
+        found.make_room.as_deref(),
+        Some("systemctl set-property pg.service TasksMax=67")
     );
+    assert_eq!(found.unread, []);
     let pids = row(&found, Limit::PidsCgroupMax);
     assert_eq!(
         pids.remedy[0].change.to_string(),
@@ -255,7 +250,9 @@ fn with_nothing_but_the_lock_file_the_rest_is_named_as_unseen() {
     let found = look_at(&fake);
     assert_eq!(found.first, None);
     assert!(found.not_seen.len() >= 3, "{:?}", found.not_seen);
-    assert!(found.summary.starts_with("No limit"));
+    assert_eq!(found.unread.len(), 5, "{:?}", found.unread);
+    let said = "Not all could be read (not max_connections, rlimit_nproc, threads_max, ";
+    assert!(found.summary.starts_with(said), "{}", found.summary);
 }
 
 #[test]
@@ -410,7 +407,7 @@ fn what_already_happened_and_who_is_blamed_for_it() {
     );
     fake.write(
         "log",
-        "LOG: could not fork new process for connection: Cannot allocate memory\n",
+        "LOG:  could not fork new process for connection: Cannot allocate memory\n",
     );
     fake.link("proc/700/fd/2", fake.path("log"));
     let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
@@ -488,6 +485,7 @@ fn metrics_replace_a_file_in_one_step() {
     let text = std::fs::read_to_string(&path).unwrap();
     let line = r#"pgfork_limit_backends{pid="700",port="5432",data_dir="/data",limit="pids_cgroup_max",place="/a\"b\\ pids.max"} 7"#;
     assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    assert!(text.lines().any(|found| found == "pgfork_up 1"), "{text}");
     // Two paths that differ late are two series.
     let long = format!("/{}/x", "y".repeat(220));
     server(&fake, &format!("0::{long}\n"));
@@ -507,4 +505,69 @@ fn metrics_replace_a_file_in_one_step() {
     assert_eq!(distinct.len(), series.len(), "{text}");
     let left = std::fs::read_dir(fake.path("metrics")).unwrap().count();
     assert_eq!(left, 1);
+}
+
+#[test]
+fn metrics_of_a_look_that_failed_do_not_say_the_former_state() {
+    let fake = FakeRoot::new();
+    fake.write("pgfork.prom", "pgfork_up 1\npgfork_limits_near 0\n");
+    let plan = CheckPlan {
+        prometheus: Some(fake.path("pgfork.prom")),
+        ..CheckPlan::default()
+    };
+    assert_eq!(looked(&plan, Ok(7)).unwrap(), 7);
+    let metrics = || std::fs::read_to_string(fake.path("pgfork.prom")).unwrap();
+    assert!(metrics().contains("pgfork_up 1"));
+    let failed = look(fake.root(), &plan.filter, plan.near);
+    let error = looked(&plan, failed).unwrap_err();
+    assert!(format!("{error:#}").starts_with("no postmaster was found"));
+    let text = metrics();
+    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+    assert_eq!(lines.next(), Some("pgfork_up 0"));
+    let time = lines.next().unwrap();
+    let seconds = time.strip_prefix("pgfork_look_timestamp_seconds ").unwrap();
+    assert!(seconds.parse::<u64>().unwrap() > 1_700_000_000);
+    assert_eq!(lines.next(), None);
+    assert_eq!(text.matches("# TYPE ").count(), 2);
+}
+
+#[test]
+fn what_is_not_seen_of_settings_and_log_is_said() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/\n");
+    host(&fake);
+    fake.write("data/postgresql.conf", "include 'more.conf'\n");
+    fake.link("proc/700/fd/2", "/dev/null");
+    let notes = look_at(&fake).not_seen;
+    for words in [
+        "more.conf of the server's settings cannot be read (No such file",
+        "the server's messages go to /dev/null, where they cannot be read",
+    ] {
+        assert!(
+            notes.iter().any(|it| it.contains(words)),
+            "{words}: {notes:?}"
+        );
+    }
+    fake.write("log", "LOG:  ready\n");
+    fake.link("proc/700/fd/2", fake.path("log"));
+    let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+    let text = text_of(&report);
+    assert!(
+        text.contains("0 refusals in ") && !text.contains("messages go to"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_memory_cgroup_without_a_limit_is_named() {
+    let fake = FakeRoot::new();
+    server(&fake, "0::/app.slice/pg.service\n");
+    host(&fake);
+    v2(&fake);
+    fake.write("sys/fs/cgroup/app.slice/pg.service/memory.max", "max\n");
+    let report = look(fake.root(), &Filter::default(), Near::default()).unwrap();
+    let text = text_of(&report);
+    let line = text.lines().find(|line| line.contains("no limit: "));
+    let named = line.is_some_and(|line| line.contains("memcg_oom_kill pg.service MemoryMax"));
+    assert!(named, "{text}");
 }

@@ -22,6 +22,8 @@ pub struct MemInfo {
     pub commit_limit_bytes: Option<u64>,
     /// `Committed_AS`: what has been promised.
     pub committed_as_bytes: Option<u64>,
+    /// `Shmem`: shared memory and tmpfs in use.
+    pub shmem_bytes: Option<u64>,
     /// `Hugetlb`: all huge pages of all sizes, which do not count towards the commit limit.
     pub hugetlb_bytes: Option<u64>,
     /// `HugePages_Total`, `HugePages_Free`, `HugePages_Rsvd`: pages of the default size, those
@@ -70,6 +72,7 @@ pub fn meminfo(root: &Root) -> (Option<MemInfo>, Vec<String>) {
             b"CommitLimit" => &mut info.commit_limit_bytes,
             b"Committed_AS" => &mut info.committed_as_bytes,
             b"Hugetlb" => &mut info.hugetlb_bytes,
+            b"Shmem" => &mut info.shmem_bytes,
             _ => return Ok(()),
         };
         *field = read::kilobytes(value);

@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use read::{Ceiling, ReadError};
-pub(crate) use read::{config as read_config, small_regular};
+pub(crate) use read::{config as read_config, open_regular, small_regular};
 
 /// A process id as `/proc` of the [`Root`] shows it, that is in the tool's own pid namespace.
 pub type Pid = u32;

@@ -1,7 +1,8 @@
 //! Bounded, streaming reads of small kernel files, with errors that name the place.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -128,29 +129,58 @@ pub(crate) fn small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, ReadErro
 /// The first `limit` bytes of a file that others control. Anything but a regular file is refused
 /// without waiting for it: a FIFO, a device, a symbolic link, a directory.
 pub(crate) fn small_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    regular(path, limit, libc::O_NOFOLLOW)
+    regular(path, limit, false)
 }
 
 /// The first `limit` bytes of a configuration file, symbolic links followed. Anything but a regular
 /// file is refused without waiting for it.
 pub(crate) fn config(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    regular(path, limit, 0)
+    regular(path, limit, true)
 }
 
-fn regular(path: &Path, limit: u64, flags: i32) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC | flags)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
+fn regular(path: &Path, limit: u64, follow: bool) -> io::Result<Vec<u8>> {
+    let Some((file, _)) = open_regular(path, follow)? else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "not a regular file",
         ));
-    }
+    };
     let mut content = Vec::new();
     file.take(limit).read_to_end(&mut content)?;
     Ok(content)
+}
+
+/// Opens a regular file whose path others chose; without `follow` its last name is no link.
+/// `Ok(None)` for anything else, which is not opened: opening a FIFO or a device may have effects.
+pub(crate) fn open_regular(path: &Path, follow: bool) -> io::Result<Option<(File, Metadata)>> {
+    let link = if follow { 0 } else { libc::O_NOFOLLOW };
+    // Names it only (open(2), O_PATH).
+    let named = open(path, libc::O_PATH | link)?;
+    let metadata = named.metadata()?;
+    if metadata.is_symlink() {
+        return Err(io::Error::from_raw_os_error(libc::ELOOP));
+    }
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let again = format!("/proc/self/fd/{}", named.as_raw_fd());
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = match open(Path::new(&again), flags) {
+        // No /proc: by its name, which may be that of another file by now.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+            open(path, flags | link)?
+        }
+        file => file?,
+    };
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file().then_some((file, metadata)))
+}
+
+fn open(path: &Path, flags: i32) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_CLOEXEC | flags)
+        .open(path)
 }
 
 /// Calls `each` with number and content of every line. `Ok(None)` when the file is absent, also
@@ -242,4 +272,65 @@ fn value<T>(
 pub(crate) fn key_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let colon = line.iter().position(|&byte| byte == b':')?;
     Some((&line[..colon], line[colon + 1..].trim_ascii()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::fake::FakeRoot;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let fake = FakeRoot::new();
+        fake.write("file", "12\n");
+        fake.link("link", "file");
+        let fifo = fake.path("fifo");
+        let name = std::ffi::CString::new(fifo.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: a string that lives through the call.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let (file, link) = (fake.path("file"), fake.path("link"));
+        assert_eq!(config(&file, 2).unwrap(), b"12");
+        assert_eq!(config(&link, 64).unwrap(), b"12\n");
+        assert_eq!(small_regular(&file, 64).unwrap(), b"12\n");
+        let refused = small_regular(&link, 64).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ELOOP));
+        for other in [
+            fifo,
+            fake.path("proc"),
+            "/dev/null".into(),
+            "/dev/tty".into(),
+        ] {
+            let refused = config(&other, 64).unwrap_err();
+            assert_eq!(refused.to_string(), "not a regular file", "{other:?}");
+        }
+        let missing = config(&fake.path("none"), 64).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+
+    /// Whoever opens a FIFO for writing without waiting is told whether anybody reads: opening it
+    /// for reading is what lets others see.
+    #[test]
+    fn a_fifo_never_has_a_reader() {
+        let fake = FakeRoot::new();
+        let fifo = fake.path("fifo");
+        let name = std::ffi::CString::new(fifo.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: a string that lives through the call.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let (done, stop) = std::sync::mpsc::channel::<()>();
+        let path = fifo.clone();
+        let writer = std::thread::spawn(move || {
+            while stop.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                let opened = OpenOptions::new()
+                    .write(true)
+                    .custom_flags(libc::O_NONBLOCK)
+                    .open(&path);
+                assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::ENXIO));
+            }
+        });
+        for _ in 0..20_000 {
+            assert!(open_regular(&fifo, true).unwrap().is_none());
+        }
+        drop(done);
+        writer.join().unwrap();
+    }
 }

@@ -114,10 +114,11 @@ pub(super) fn server(history: &ServerHistory) -> Vec<String> {
         if let (Some(first), Some(last)) = (&log.first_refused, &log.last_refused) {
             parts.push(format!("refused from {} to {}", name(first), name(last)));
         }
-        if !parts.is_empty() {
-            let end = if log.partial { "the end of " } else { "" };
-            out.push(format!("{} in {end}{}", parts.join(", "), name(&log.file)));
+        if parts.is_empty() {
+            parts.push("0 refusals".to_owned());
         }
+        let end = if log.partial { "the end of " } else { "" };
+        out.push(format!("{} in {end}{}", parts.join(", "), name(&log.file)));
     }
     out
 }

@@ -2,11 +2,13 @@
 
 use std::{
     fmt::Write as _,
-    fs::{self, OpenOptions},
+    fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
+
+use jiff::Timestamp;
 
 use super::escape::limited;
 use crate::{
@@ -37,7 +39,7 @@ const LIMITS: [(&str, &str, Value); 3] = [
 /// The file's content.
 #[must_use]
 pub fn check_metrics(report: &Report) -> String {
-    let mut out = String::new();
+    let mut out = look(true, report.time.parse().ok());
     for (metric, help, value) in LIMITS {
         head(&mut out, metric, help);
         for server in &report.servers {
@@ -74,6 +76,37 @@ pub fn check_metrics(report: &Report) -> String {
         "Limits that are close or reached.",
     );
     line(&mut out, "pgfork_limits_near", "", report.near);
+    head(
+        &mut out,
+        "pgfork_limits_unread",
+        "Limits that every server has and that could not be read.",
+    );
+    line(&mut out, "pgfork_limits_unread", "", report.unread);
+    out
+}
+
+/// The same of a look that failed: nothing is known of servers and limits.
+fn failed_metrics(time: Timestamp) -> String {
+    look(false, Some(time))
+}
+
+/// Whether the last look worked, and when it was.
+fn look(up: bool, time: Option<Timestamp>) -> String {
+    let mut out = String::new();
+    head(
+        &mut out,
+        "pgfork_up",
+        "1: the last look worked; 0: it did not (exit status 2).",
+    );
+    line(&mut out, "pgfork_up", "", u64::from(up));
+    if let Some(seconds) = time.and_then(|time| u64::try_from(time.as_second()).ok()) {
+        head(
+            &mut out,
+            "pgfork_look_timestamp_seconds",
+            "When the last look was, in seconds since 1970-01-01 UTC.",
+        );
+        line(&mut out, "pgfork_look_timestamp_seconds", "", seconds);
+    }
     out
 }
 
@@ -82,6 +115,18 @@ pub fn check_metrics(report: &Report) -> String {
 /// # Errors
 /// When the directory cannot be written to.
 pub fn write_metrics(report: &Report, path: &Path) -> io::Result<()> {
+    replace(path, &check_metrics(report))
+}
+
+/// The same for a look that failed: what the former one found is not said any more.
+///
+/// # Errors
+/// As [`write_metrics`].
+pub fn write_failed_metrics(path: &Path) -> io::Result<()> {
+    replace(path, &failed_metrics(Timestamp::now()))
+}
+
+fn replace(path: &Path, content: &str) -> io::Result<()> {
     // node-exporter takes *.prom only: the name for the moment must not end so.
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
@@ -90,10 +135,12 @@ pub fn write_metrics(report: &Report, path: &Path) -> io::Result<()> {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o644)
+            .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(temporary)?;
-        file.write_all(check_metrics(report).as_bytes())?;
+        file.write_all(content.as_bytes())?;
+        // node-exporter is another user; the umask may keep it out.
+        file.set_permissions(Permissions::from_mode(0o644))?;
         fs::rename(temporary, path)
     };
     write().inspect_err(|_| {

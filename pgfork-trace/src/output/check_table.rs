@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     check::{LimitReport, Trend},
-    verdict::headroom::{Effect, Place, Row, Unit},
+    verdict::headroom::{Effect, Limit, Place, Row, Unit},
 };
 
 /// Width of a bar in characters.
@@ -55,6 +55,7 @@ pub(super) fn table(limits: &[&LimitReport], style: Style, verbose: bool) -> Vec
 pub(super) fn unlimited(limits: &[&LimitReport]) -> Option<String> {
     let names: Vec<String> = limits
         .iter()
+        .filter(|limit| limit.row.limit != Limit::PidNamespaceDying)
         .map(|limit| format!("{} {}", limit.row.limit.id(), place(&limit.row)))
         .collect();
     (!names.is_empty()).then(|| format!("no limit: {}", names.join(", ")))

@@ -10,7 +10,10 @@ use crate::{
     check::{
         Connections, LimitReport, Origin, Report, ServerReport, SocketCounts, StateAge, Tally,
     },
-    verdict::headroom::{Limit, Row},
+    verdict::{
+        findings::Finding,
+        headroom::{Limit, Row},
+    },
 };
 
 /// Widest command that its effect stands next to.
@@ -57,6 +60,7 @@ pub fn watch_text(report: &Report, options: &OutputOptions, around: &Surrounding
     let mut out = String::new();
     for server in &report.servers {
         out += &headline(server, style);
+        rows(&mut out, style, "type", typed(server, style));
         let first = server.first;
         let shown: Vec<&LimitReport> = server
             .limits
@@ -98,28 +102,44 @@ fn notes(notes: &[String]) -> impl Iterator<Item = String> {
 
 /// Who it is, and what refuses next.
 fn headline(server: &ServerReport, style: Style) -> String {
-    let first = server.first.and_then(|first| server.limits.get(first));
     let summary = sentence(&server.summary);
-    let painted = match first {
-        Some(first) if first.near => style.alarm(&summary),
-        _ => style.good(&summary),
+    let near = server.limits.iter().any(|limit| limit.near);
+    let painted = match near {
+        true => style.alarm(&summary),
+        false if server.unread.is_empty() => style.good(&summary),
+        false => summary.into_owned(),
     };
     format!("{}\n  {painted}\n", style.strong(&who(server)))
 }
 
+/// What is wrong, and below it what to type.
+fn note(finding: &Finding, style: Style) -> impl Iterator<Item = String> {
+    let command = finding.command.as_ref();
+    let command = command.map(|command| format!("    {}", style.strong(&sentence(command))));
+    std::iter::once(sentence(&finding.text).into_owned()).chain(command)
+}
+
+/// What makes room, where that is wanted.
+fn typed(server: &ServerReport, style: Style) -> Option<String> {
+    let command = server.make_room.as_ref()?;
+    Some(style.strong(&sentence(command)))
+}
+
 fn server(server: &ServerReport, style: Style, verbose: bool) -> String {
     let mut out = headline(server, style);
-    let first = server.first.and_then(|first| server.limits.get(first));
-    if let Some(first) = first {
-        let label = if first.near { "type" } else { "to raise" };
-        rows(&mut out, style, label, remedies(&first.row, style));
+    let near = server.limits.iter().filter(|limit| limit.near);
+    let several = near.clone().count() > 1;
+    for limit in near {
+        let of = several.then(|| format!("for {}:", limit.row.limit.id()));
+        let typed = remedies(&limit.row, style);
+        rows(&mut out, style, "type", of.into_iter().chain(typed));
     }
     let wrong = server.findings.iter();
     rows(
         &mut out,
         style,
         "note",
-        wrong.map(|finding| sentence(&finding.text).into_owned()),
+        wrong.flat_map(|finding| note(finding, style)),
     );
     out.push('\n');
     let (endless, limited): (Vec<&LimitReport>, Vec<&LimitReport>) =
@@ -145,11 +165,26 @@ fn settings(server: &ServerReport, verbose: bool) -> Vec<String> {
     let all = server.settings.iter();
     if verbose {
         return all
-            .map(|it| format!("{} = {}  {}", it.name, name(&it.value), name(&it.source)))
+            .map(|it| {
+                let now = it
+                    .now
+                    .map_or_else(String::new, |now| format!("; NOW {now}"));
+                format!(
+                    "{} = {}  {}{now}",
+                    it.name,
+                    name(&it.value),
+                    name(&it.source)
+                )
+            })
             .collect();
     }
     let all: Vec<String> = all
-        .map(|it| format!("{} {}", it.name, name(&it.value)))
+        .map(|it| {
+            let now = it
+                .now
+                .map_or_else(String::new, |now| format!(" (NOW {now})"));
+            format!("{} {}{now}", it.name, name(&it.value))
+        })
         .collect();
     all.chunks(4).map(|line| line.join(", ")).collect()
 }

@@ -23,7 +23,7 @@ mod text;
 pub mod units;
 
 pub use check_json::{CheckFile, check_document, check_schema};
-pub use check_prometheus::{check_metrics, write_metrics};
+pub use check_prometheus::{check_metrics, write_failed_metrics, write_metrics};
 pub use check_text::{check_text, watch_text};
 pub use file::OpenError;
 pub use json::schema;

@@ -9,9 +9,12 @@ use std::{
     path::Path,
 };
 
-use super::server_log::{current_logfiles, open_regular};
+use super::{
+    log_line::{Format, Refusal, refusal},
+    server_log::{current_logfiles, separators},
+};
 use crate::{
-    host::{Pid, Root},
+    host::{Pid, Root, open_regular},
     verdict::client::ChildKind,
 };
 
@@ -48,6 +51,8 @@ const NAMES: [(&str, ChildKind); 22] = [
 #[derive(Debug)]
 pub struct ForkLog {
     collector: bool,
+    /// See [`refusal`].
+    separators: usize,
     /// Device and inode number of the file read last.
     file: Option<(u64, u64)>,
     offset: u64,
@@ -69,10 +74,11 @@ impl ForkLog {
         let settings = super::settings(root, pid);
         let mut log = Self {
             collector: settings.switch("logging_collector", false) == Some(true),
+            separators: separators(&settings),
             file: None,
             offset: 0,
         };
-        let (_, metadata) = log.open(root, pid)?;
+        let (_, metadata, _) = log.open(root, pid)?;
         log.file = Some(identity(&metadata));
         log.offset = metadata.len();
         Some(log)
@@ -80,7 +86,7 @@ impl ForkLog {
 
     /// Reads what was appended.
     pub fn read(&mut self, root: &Root, pid: Pid) -> Said {
-        let Some((mut file, metadata)) = self.open(root, pid) else {
+        let Some((mut file, metadata, format)) = self.open(root, pid) else {
             return Said {
                 gap: true,
                 ..Said::default()
@@ -94,7 +100,8 @@ impl ForkLog {
             gap = true;
         }
         let appended = metadata.len() - self.offset;
-        if appended > MOST {
+        let cut = appended > MOST;
+        if cut {
             self.offset = metadata.len() - MOST;
             gap = true;
         }
@@ -115,7 +122,9 @@ impl ForkLog {
         Said {
             refused: content
                 .split(|&byte| byte == b'\n')
-                .filter_map(kind)
+                // The first one may have lost its beginning, which says what it is.
+                .skip(usize::from(cut))
+                .filter_map(|line| kind(line, format, self.separators))
                 .collect(),
             gap,
         }
@@ -123,20 +132,21 @@ impl ForkLog {
 
     /// The file that the server writes to now. Without a collector it is the postmaster's own
     /// standard error. A name in the data directory is followed to a file of the server's user only.
-    fn open(&self, root: &Root, pid: Pid) -> Option<(std::fs::File, Metadata)> {
+    fn open(&self, root: &Root, pid: Pid) -> Option<(std::fs::File, Metadata, Format)> {
         let process = root.pid(pid);
         if !self.collector {
-            return open_regular(&process.join("fd/2"), true).ok().flatten();
+            let opened = open_regular(&process.join("fd/2"), true).ok().flatten();
+            return opened.map(|(file, metadata)| (file, metadata, Format::Stderr));
         }
         let cwd = process.join("cwd");
-        let name = current_logfiles(&cwd).into_iter().next()?;
+        let (format, name) = current_logfiles(&cwd).ok()?.into_iter().next()?;
         let path = match name.strip_prefix("/") {
             Ok(below) => process.join("root").join(below),
             Err(_) => cwd.join(&name),
         };
         let owner = std::fs::metadata(Path::new(&process)).ok()?.uid();
-        let opened = open_regular(&path, false).ok().flatten();
-        opened.filter(|(_, metadata)| metadata.uid() == owner)
+        let (file, metadata) = open_regular(&path, false).ok().flatten()?;
+        (metadata.uid() == owner).then_some((file, metadata, format))
     }
 }
 
@@ -145,31 +155,12 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 }
 
 /// The child that one line says could not be forked. Messages in other languages are not known.
-///
-/// The text of the message stands behind the severity (stderr; clients choose what may stand
-/// before that, and statements follow severities of their own), or is a field (csvlog, jsonlog).
-fn kind(line: &[u8]) -> Option<ChildKind> {
-    const MESSAGE: &str = "could not fork ";
-    let line = String::from_utf8_lossy(line);
-    let at = line.find(MESSAGE)?;
-    let (before, rest) = (&line[..at], &line[at + MESSAGE.len()..]);
-    let other = [
-        "STATEMENT:  ",
-        "DETAIL:  ",
-        "QUERY:  ",
-        "CONTEXT:  ",
-        "ERROR:  ",
-    ];
-    let stderr = before.ends_with("LOG:  ") && !other.iter().any(|it| before.contains(it));
-    let field = [",\"", "\"message\":\""]
-        .iter()
-        .any(|it| before.ends_with(it));
-    if !stderr && !field {
+fn kind(line: &[u8], format: Format, separators: usize) -> Option<ChildKind> {
+    let Refusal::Fork { child, .. } = refusal(line, format, separators)? else {
         return None;
-    }
-    let (name, _) = rest.split_once(": ")?;
-    // Versions 17 and 18 quote some names, and the formats the quotes.
-    let name: String = name.chars().filter(|it| !"\\\"".contains(*it)).collect();
+    };
+    // Versions 17 and 18 quote some names.
+    let name = child.replace('"', "");
     let name = name.strip_suffix(" process").unwrap_or(&name);
     NAMES
         .iter()
@@ -215,11 +206,11 @@ mod tests {
                 ChildKind::IoWorker,
             ),
             (
-                "2026-11-23,,,7,,6,,,,0,LOG,00000,\"could not fork \"\"io_worker\"\" process: x\",,,",
+                "2026-11-23,,,7,,6,,,,,0,LOG,00000,\"could not fork \"\"io_worker\"\" process: x\",,,",
                 ChildKind::IoWorker,
             ),
             (
-                "2026-11-23,,,7,,6,,,,0,LOG,00000,\"could not fork worker process: x\",,,",
+                "2026-11-23,,,7,,6,,,,,0,LOG,00000,\"could not fork worker process: x\",,,",
                 ChildKind::BackgroundWorker,
             ),
             (
@@ -227,24 +218,27 @@ mod tests {
                 ChildKind::AutovacuumWorker,
             ),
         ] {
-            assert_eq!(kind(line.as_bytes()), Some(expected), "{line}");
+            let format = match line.as_bytes() {
+                [b'{', ..] => Format::Json,
+                _ if line.contains(",LOG,") => Format::Csv,
+                _ => Format::Stderr,
+            };
+            let found = kind(line.as_bytes(), format, 0);
+            assert_eq!(found, Some(expected), "{line}");
         }
     }
 
     #[test]
-    fn what_a_client_wrote_is_not_taken_for_it() {
+    fn other_lines_name_none() {
         for line in [
             "STATEMENT:  select 'LOG:  could not fork worker process: x'",
-            "ERROR:  syntax error at \"LOG:  could not fork worker process: x\"",
-            "\tcould not fork worker process: x",
-            "2026,,\"select \"\",\"\"could not fork worker process: x\",,",
-            "{\"statement\":\"select \\\"message\\\":\\\"could not fork worker process: x\"}",
+            "\tLOG:  could not fork worker process: x",
             "LOG:  could not fork something new process: x",
             "LOG:  konnte Prozess nicht starten: x",
-            "LOG:  could not fork worker process",
             "\u{e9}\u{fffd}",
         ] {
-            assert_eq!(kind(line.as_bytes()), None, "{line}");
+            let found = kind(line.as_bytes(), Format::Stderr, 0);
+            assert_eq!(found, None, "{line}");
         }
     }
 

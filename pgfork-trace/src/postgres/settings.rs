@@ -19,6 +19,8 @@ const MAX_DEPTH: usize = 10;
 const FILE_LIMIT: u64 = 4 << 20;
 /// Most files that are read.
 const MOST_FILES: usize = 200;
+/// Most files that are named as not read.
+const MOST_UNREAD: usize = 20;
 
 /// One setting and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,13 +40,19 @@ pub struct Setting {
 pub struct Settings {
     /// What is set, the winning place of each.
     pub set: HashMap<String, Setting>,
-    /// Files that could not be read, and why.
+    /// Files that could not be read, and why; at most 20.
     pub unread: Vec<(PathBuf, String)>,
-    /// The main file could be read: what is not set has its default.
+    /// All files could be read: what is not set has its default.
     pub complete: bool,
 }
 
 impl Settings {
+    /// Whether a setting is given on the command line, which comes before all files.
+    #[must_use]
+    pub fn is_on_command_line(&self, name: &str) -> bool {
+        self.set.get(name).is_some_and(|it| it.file.is_none())
+    }
+
     /// The text of a setting.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -128,9 +136,10 @@ pub fn settings(root: &Root, pid: Pid) -> Settings {
     let main = given
         .get("config_file")
         .map_or_else(|| reader.main(given.get("data_directory")), PathBuf::from);
-    reader.found.complete = reader.file(&main, 0, true);
+    let read = reader.file(&main, 0, true);
     // Until ALTER SYSTEM is first used the file is there, but empty of settings.
     reader.file(Path::new("postgresql.auto.conf"), 0, false);
+    reader.found.complete = read && reader.found.unread.is_empty();
     for (name, value) in given {
         reader.found.set.insert(
             name,
@@ -219,8 +228,7 @@ impl Reader {
     fn file(&mut self, path: &Path, depth: usize, must: bool) -> bool {
         self.files += 1;
         if depth > MAX_DEPTH || self.files > MOST_FILES {
-            let why = "too many includes".to_owned();
-            self.found.unread.push((path.to_owned(), why));
+            self.unread(path, "too many includes".to_owned());
             return false;
         }
         let here = self.here(path);
@@ -228,7 +236,7 @@ impl Reader {
             Ok(content) => content,
             Err(error) => {
                 if must || error.kind() != std::io::ErrorKind::NotFound {
-                    self.found.unread.push((path.to_owned(), error.to_string()));
+                    self.unread(path, error.to_string());
                 }
                 return false;
             }
@@ -257,12 +265,18 @@ impl Reader {
         true
     }
 
+    fn unread(&mut self, path: &Path, why: String) {
+        if self.found.unread.len() < MOST_UNREAD {
+            self.found.unread.push((path.to_owned(), why));
+        }
+    }
+
     /// All `*.conf` in a directory, by name.
     fn directory(&mut self, path: &Path, depth: usize) {
         let entries = match fs::read_dir(self.here(path)) {
             Ok(entries) => entries,
             Err(error) => {
-                self.found.unread.push((path.to_owned(), error.to_string()));
+                self.unread(path, error.to_string());
                 return;
             }
         };
@@ -392,6 +406,9 @@ mod tests {
         assert_eq!(found.number("max_connections", 100), Some(5000));
         // A file that includes itself ends.
         assert_eq!(found.unread.len(), 1);
+        assert!(!found.complete);
+        fake.write("etc/pg/more", "include 'more'\n".repeat(1000));
+        assert_eq!(settings(fake.root(), 7).unread.len(), MOST_UNREAD);
     }
 
     #[test]
@@ -420,6 +437,34 @@ mod tests {
         assert!(!found.complete);
         assert_eq!(found.unread.len(), 1);
         assert_eq!(found.number("max_connections", 100), None);
+    }
+
+    #[test]
+    fn an_include_that_cannot_be_read_leaves_no_defaults() {
+        let fake = server("postgres");
+        fake.write("data/postgresql.conf", "port = 5433\ninclude 'more.conf'\n");
+        for (directory, why) in [(false, "No such file"), (true, "not a regular file")] {
+            if directory {
+                fake.write("data/more.conf/x", "");
+            }
+            let found = settings(fake.root(), 7);
+            assert_eq!(found.number("port", 5432), Some(5433));
+            assert_eq!(found.number("max_connections", 100), None);
+            assert_eq!(found.unread.len(), 1);
+            assert_eq!(found.unread[0].0, Path::new("more.conf"));
+            assert!(found.unread[0].1.contains(why), "{:?}", found.unread);
+        }
+        fake.remove("data/more.conf");
+        fake.write("data/more.conf", "work_mem = 1MB\n");
+        assert_eq!(
+            settings(fake.root(), 7).number("max_connections", 100),
+            Some(100)
+        );
+        fake.write("data/postgresql.conf", "include_dir 'none.d'\n");
+        assert_eq!(
+            settings(fake.root(), 7).number("max_connections", 100),
+            None
+        );
     }
 
     #[test]

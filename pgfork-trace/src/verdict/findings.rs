@@ -1,11 +1,13 @@
 //! Settings that contradict each other, or what the files say. Pure.
 
+mod commands;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
     MemoryFacts, OvercommitSettings,
-    headroom::{HeadroomFacts, Limit, Row},
+    headroom::{self, HeadroomFacts, Limit, Row},
 };
 use crate::output::units::{bytes, count};
 
@@ -27,8 +29,10 @@ pub enum FindingId {
     PostmasterKillable,
     /// The kernel has another value than the files.
     KernelDiffersFromFiles,
-    /// A file was changed after the server started: its max_connections may not be in force.
+    /// A file was changed after the server started: what it sets is not in force, or may not be.
     SettingsNewerThanServer,
+    /// Shared memory that the server has not used yet takes most of what a memory limit leaves.
+    SharedMemoryNotFilled,
     /// work_mem of all connections together is more than the host has.
     WorkMemExceedsMemory,
     /// vm.max_map_count is below the kernel's default.
@@ -50,6 +54,9 @@ pub struct Finding {
     pub id: FindingId,
     /// What it is and what follows, with numbers.
     pub text: String,
+    /// What to type against it, where a command does it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
 }
 
 /// What a file sets.
@@ -63,6 +70,17 @@ pub struct FileSetting {
     pub place: String,
     /// What is in force now, where it is another.
     pub now: Option<String>,
+}
+
+impl FileSetting {
+    /// `500 in postgresql.auto.conf:3`, or `100 by default` where no file sets it.
+    #[must_use]
+    pub fn written(&self) -> String {
+        match self.place.as_str() {
+            "" => format!("{} by default", self.value),
+            place => format!("{} in {place}", self.value),
+        }
+    }
 }
 
 /// Everything that findings are made from.
@@ -89,7 +107,9 @@ pub struct FindingFacts {
     pub oom_score_adj: (Option<i32>, Option<i32>),
     /// `vm.max_map_count`.
     pub max_map_count: Option<u64>,
-    /// The file that sets max_connections is newer than the server.
+    /// Settings that change when the server is restarted.
+    pub pending_settings: Vec<FileSetting>,
+    /// The file that sets max_connections is newer than the server, and what is in force not known.
     pub newer_settings: Option<String>,
     /// PG_OOM_ADJUST_FILE is in the postmaster's environment.
     pub oom_adjust: Option<bool>,
@@ -115,73 +135,205 @@ const DEFAULT_MAX_MAP_COUNT: u64 = 65530;
 /// All findings, what ends in refused forks first.
 #[must_use]
 pub fn findings(facts: &FindingFacts, rows: &[Row]) -> Vec<Finding> {
-    let mut all = Vec::new();
-    let mut say = |id, text: Option<String>| all.extend(text.map(|text| Finding { id, text }));
+    [
+        refusals(facts, rows),
+        kills(facts),
+        huge_pages(facts),
+        files(facts),
+        not_filled(facts, rows),
+        sizes(facts),
+        logins(facts),
+    ]
+    .concat()
+}
+
+/// A finding, where there is something to say.
+fn told(id: FindingId, text: Option<String>, command: Option<String>) -> Option<Finding> {
+    text.map(|text| Finding { id, text, command })
+}
+
+fn refusals(facts: &FindingFacts, rows: &[Row]) -> Vec<Finding> {
     let host = &facts.headroom.host;
-    if let (Some(memory), Some(settings)) = (&host.memory, &host.overcommit) {
-        say(FindingId::StrictWithoutSwap, strict(memory, *settings));
-    }
-    for row in rows {
-        say(FindingId::FewerTasksThanConnections, too_few(facts, row));
-    }
-    let (own, children) = facts.oom_score_adj;
-    say(FindingId::NothingKillable, nothing_killable(facts));
+    let strict = host
+        .memory
+        .zip(host.overcommit)
+        .and_then(|(memory, settings)| {
+            let command = commands::strict(settings);
+            told(
+                FindingId::StrictWithoutSwap,
+                strict(&memory, settings),
+                command,
+            )
+        });
+    let few = rows.iter().filter_map(|row| {
+        let command = commands::more_tasks(facts, row);
+        told(
+            FindingId::FewerTasksThanConnections,
+            too_few(facts, row),
+            command,
+        )
+    });
+    strict.into_iter().chain(few).collect()
+}
+
+fn kills(facts: &FindingFacts) -> Vec<Finding> {
+    let unit = facts.headroom.host.unit.as_deref();
+    let nothing = told(
+        FindingId::NothingKillable,
+        nothing_killable(facts),
+        commands::expose_children(unit),
+    );
     let adjust = oom_adjust(facts);
-    let exempt = adjust.is_some();
-    all.extend(adjust);
-    let mut say = |id, text: Option<String>| all.extend(text.map(|text| Finding { id, text }));
-    say(
+    let postmaster = told(
         FindingId::PostmasterKillable,
-        own.zip(children).filter(|(own, children)| own >= children && !exempt).filter(|(own, _)| *own > -1000).map(|(own, children)| {
-            format!("oom_score_adj is {own} for the postmaster and {children} for its children: the OOM killer may end the postmaster first, and all connections with it; OOMScoreAdjust=-900 in the unit, PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj for the children")
-        }),
+        postmaster_killable(facts).filter(|_| adjust.is_none()),
+        commands::protect_postmaster(unit),
     );
-    say(FindingId::HugePagesUnused, huge_unused(facts));
-    say(FindingId::HugePagesTooFew, huge_too_few(facts));
-    let log_in = !facts.is_service || facts.logs_in;
-    let user_limits = facts.user_limits.iter();
-    for setting in facts
-        .sysctls
+    [nothing, adjust, postmaster]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn postmaster_killable(facts: &FindingFacts) -> Option<String> {
+    let (own, children) = facts.oom_score_adj;
+    let (own, children) = own.zip(children)?;
+    (own >= children && own > -1000).then(|| {
+        format!(
+            "oom_score_adj is {own} for the postmaster and {children} for its children: the OOM killer may end the postmaster first, and all connections with it; OOMScoreAdjust=-900 in the unit, PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj for the children"
+        )
+    })
+}
+
+fn huge_pages(facts: &FindingFacts) -> Vec<Finding> {
+    let needed = facts
+        .huge
+        .map(|(all, free, reserved, _)| all - free.saturating_sub(reserved).min(all));
+    let unused = told(
+        FindingId::HugePagesUnused,
+        huge_unused(facts),
+        needed.map(commands::huge_pages),
+    );
+    let too_few = told(
+        FindingId::HugePagesTooFew,
+        huge_too_few(facts),
+        commands::enough_huge_pages(facts),
+    );
+    [unused, too_few].into_iter().flatten().collect()
+}
+
+/// What files say and the kernel or the server does not have.
+fn files(facts: &FindingFacts) -> Vec<Finding> {
+    let user_limits = facts.user_limits.iter().filter(|_| facts.is_logged_in());
+    let set = facts.sysctls.iter().chain(&facts.units).chain(user_limits);
+    let differing = set.filter_map(|setting| {
+        let command = commands::as_in_file(facts, setting);
+        told(FindingId::KernelDiffersFromFiles, differs(setting), command)
+    });
+    let not_read = facts.unread_sysctls.iter().map(|setting| Finding {
+        id: FindingId::SysctlConfNotApplied,
+        text: format!(
+            "{} = {} in {} is not applied at boot: systemd reads sysctl.d only, and no file there is a link to it",
+            setting.key, setting.value, setting.place
+        ),
+        command: Some("ln -s ../sysctl.conf /etc/sysctl.d/99-sysctl.conf".to_owned()),
+    });
+    let restart = headroom::restart(&facts.headroom);
+    let pending = facts.pending_settings.iter().filter_map(|setting| {
+        let id = FindingId::SettingsNewerThanServer;
+        told(id, pending(setting), restart.clone())
+    });
+    let newer = facts.newer_settings.iter().map(|file| Finding {
+        id: FindingId::SettingsNewerThanServer,
+        text: format!(
+            "{file} was changed after the server started: max_connections in it may not be in force yet"
+        ),
+        command: None,
+    });
+    differing
+        .chain(not_read)
+        .chain(pending)
+        .chain(newer)
+        .collect()
+}
+
+/// Memory rows count what is in use: shared_buffers are charged page by page, as they fill
+/// (mm/shmem.c `shmem_get_folio`, by older names before 6.0).
+fn not_filled(facts: &FindingFacts, rows: &[Row]) -> Vec<Finding> {
+    let Some((segment, false)) = facts.shared else {
+        return Vec::new();
+    };
+    let text = |row: &Row| {
+        let (used, place) = match (row.limit, &row.place) {
+            (Limit::GlobalOomKill, _) => (facts.headroom.shmem, "the host".to_owned()),
+            (
+                Limit::MemcgOomKill | Limit::MemcgNoVictim | Limit::MemcgOomKillDisabled,
+                headroom::Place::Cgroup { ancestor, path, .. },
+            ) => {
+                let level = facts.headroom.memory.get(*ancestor);
+                (level.and_then(|level| level.shmem), path.clone())
+            }
+            _ => return None,
+        };
+        let to_come = segment.saturating_sub(used?);
+        let room = row.room?;
+        row.max?;
+        (to_come > room / 2).then(|| {
+            format!(
+                "{} is left in {place}, and {} of the server's shared memory is not in use yet: it will be, as shared_buffers fill, and room for {} is left then",
+                bytes(room),
+                bytes(to_come),
+                bytes(room.saturating_sub(to_come))
+            )
+        })
+    };
+    let all = rows
         .iter()
-        .chain(&facts.units)
-        .chain(user_limits.clone().filter(|_| log_in))
-    {
-        say(FindingId::KernelDiffersFromFiles, differs(setting));
-    }
-    for setting in &facts.unread_sysctls {
-        say(
-            FindingId::SysctlConfNotApplied,
-            Some(format!(
-                "{} = {} in {} is not applied at boot: systemd reads sysctl.d only, and no file there is a link to it; move it to /etc/sysctl.d, or ln -s ../sysctl.conf /etc/sysctl.d/99-sysctl.conf",
-                setting.key, setting.value, setting.place
-            )),
-        );
-    }
-    say(
-        FindingId::SettingsNewerThanServer,
-        facts.newer_settings.as_ref().map(|file| {
-            format!("{file} was changed after the server started: max_connections in it may not be in force yet")
-        }),
+        .filter_map(|row| told(FindingId::SharedMemoryNotFilled, text(row), None));
+    all.collect()
+}
+
+fn sizes(facts: &FindingFacts) -> Vec<Finding> {
+    let work_mem = told(
+        FindingId::WorkMemExceedsMemory,
+        work_mem(facts),
+        commands::less_work_mem(facts),
     );
-    say(FindingId::WorkMemExceedsMemory, work_mem(facts));
-    say(
+    let low = facts.max_map_count.filter(|it| *it < DEFAULT_MAX_MAP_COUNT);
+    let mappings = told(
         FindingId::LowMaxMapCount,
-        facts.max_map_count.filter(|it| *it < DEFAULT_MAX_MAP_COUNT).map(|it| {
-            format!("vm.max_map_count = {it} is below the default of {DEFAULT_MAX_MAP_COUNT}: backends with many mappings get \"out of memory\"; a fork is not refused by it")
+        low.map(|it| {
+            format!(
+                "vm.max_map_count = {it} is below the default of {DEFAULT_MAX_MAP_COUNT}: backends with many mappings get \"out of memory\"; a fork is not refused by it"
+            )
         }),
+        Some(format!("sysctl vm.max_map_count={DEFAULT_MAX_MAP_COUNT}")),
     );
-    for setting in user_limits.filter(|_| !log_in) {
-        say(
-            FindingId::LimitsConfNotApplied,
-            setting.now.as_ref().map(|now| {
-                format!(
-                    "{} {} ({}) does not apply to this server, which has {now}: pam_limits acts at logins, services have LimitNPROC=",
-                    setting.key, setting.value, setting.place
-                )
-            }),
-        );
+    [work_mem, mappings].into_iter().flatten().collect()
+}
+
+/// Limits for logins, which this server is none of.
+fn logins(facts: &FindingFacts) -> Vec<Finding> {
+    let unit = facts.headroom.host.unit.as_deref();
+    let limits = facts.user_limits.iter().filter(|_| !facts.is_logged_in());
+    let not_applied = limits.filter_map(|setting| {
+        let text = setting.now.as_ref().map(|now| {
+            format!(
+                "{} {} ({}) does not apply to this server, which has {now}: pam_limits acts at logins, services have LimitNPROC=",
+                setting.key, setting.value, setting.place
+            )
+        });
+        let command = commands::limit_of_unit(unit, setting);
+        told(FindingId::LimitsConfNotApplied, text, command)
+    });
+    not_applied.collect()
+}
+
+impl FindingFacts {
+    /// pam_limits acts on this server.
+    fn is_logged_in(&self) -> bool {
+        !self.is_service || self.logs_in
     }
-    all
 }
 
 fn strict(memory: &MemoryFacts, settings: OvercommitSettings) -> Option<String> {
@@ -210,7 +362,7 @@ fn too_few(facts: &FindingFacts, row: &Row) -> Option<String> {
     let most = facts.most_tasks.filter(|_| counts_tasks)?;
     let max = row.max.filter(|max| *max < most)?;
     let place = match &row.place {
-        super::headroom::Place::Cgroup { path, .. } => format!(" of {path}"),
+        headroom::Place::Cgroup { path, .. } => format!(" of {path}"),
         _ => String::new(),
     };
     Some(format!(
@@ -244,11 +396,14 @@ fn huge_unused(facts: &FindingFacts) -> Option<String> {
     // A few pages more than needed are no waste worth a word.
     (all > 0 && unused > all.saturating_mul(size) / 10).then(|| {
         format!(
-            "{} of {} in huge pages are set aside and not used{}; sysctl vm.nr_hugepages={} frees them",
+            "{} of {} in huge pages are set aside and not used{}",
             bytes(unused),
             bytes(all.saturating_mul(size)),
-            if strict { ", and do not count towards the commit limit" } else { "" },
-            all - free.saturating_sub(reserved).min(all)
+            if strict {
+                ", and do not count towards the commit limit"
+            } else {
+                ""
+            }
         )
     })
 }
@@ -300,7 +455,13 @@ fn oom_adjust(facts: &FindingFacts) -> Option<Finding> {
             ),
         ),
     };
-    Some(Finding { id, text })
+    let needed = id == FindingId::OomAdjustNotSet && !facts.unit_sets_oom_adjust;
+    let unit = facts.headroom.host.unit.as_deref().filter(|_| needed);
+    Some(Finding {
+        id,
+        text,
+        command: commands::expose_children(unit),
+    })
 }
 
 fn differs(setting: &FileSetting) -> Option<String> {
@@ -308,6 +469,15 @@ fn differs(setting: &FileSetting) -> Option<String> {
     Some(format!(
         "{} = {} now, but {} in {}: changed by hand, or not applied yet",
         setting.key, now, setting.value, setting.place
+    ))
+}
+
+fn pending(setting: &FileSetting) -> Option<String> {
+    let now = setting.now.as_ref()?;
+    Some(format!(
+        "{}: {}, {now} in force until the server is restarted",
+        setting.key,
+        setting.written()
     ))
 }
 
@@ -364,6 +534,7 @@ mod tests {
             used: 1,
             max: 100,
             reserved: 3,
+            on_command_line: false,
         });
         facts.headroom.host.overcommit = Some(OvercommitSettings {
             mode: 2,
@@ -398,6 +569,94 @@ mod tests {
                 FindingId::LowMaxMapCount,
                 FindingId::LimitsConfNotApplied,
             ]
+        );
+    }
+
+    #[test]
+    fn shared_memory_that_is_not_filled_yet_is_part_of_what_is_left() {
+        let mut facts = FindingFacts {
+            shared: Some((4 * GIB, false)),
+            ..FindingFacts::default()
+        };
+        facts.headroom.host.memory = Some(MemoryFacts {
+            mem_total: 16 * GIB,
+            mem_available: 6 * GIB,
+            ..MemoryFacts::default()
+        });
+        facts.headroom.shmem = Some(GIB / 2);
+        let rows = headroom(&facts.headroom);
+        let found = findings(&facts, &rows);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].id, FindingId::SharedMemoryNotFilled);
+        assert!(
+            found[0].text.contains("room for 2.5 GiB is left"),
+            "{found:?}"
+        );
+        // It is in use; or it is set aside, as huge pages.
+        facts.headroom.shmem = Some(3 * GIB);
+        assert_eq!(ids(&facts), []);
+        facts.headroom.shmem = Some(0);
+        facts.shared = Some((4 * GIB, true));
+        assert_eq!(ids(&facts), []);
+    }
+
+    /// What a finding says to type is whole, or not there.
+    #[test]
+    fn findings_say_what_to_type() {
+        let mut facts = FindingFacts {
+            most_tasks: Some(130),
+            max_connections: Some(100),
+            work_mem: Some(GIB),
+            oom_score_adj: (Some(0), Some(0)),
+            ..FindingFacts::default()
+        };
+        facts.headroom.host.memory = Some(MemoryFacts {
+            mem_total: 8 * GIB,
+            ..MemoryFacts::default()
+        });
+        facts.headroom.host.threads = Some((50, 120));
+        facts.sysctls = vec![FileSetting {
+            key: "kernel.threads-max".to_owned(),
+            value: "9000".to_owned(),
+            place: "/etc/sysctl.d/x.conf:1".to_owned(),
+            now: Some("120".to_owned()),
+        }];
+        let commands = |facts: &FindingFacts| {
+            let rows = headroom(&facts.headroom);
+            let found = findings(facts, &rows).into_iter();
+            let all: Vec<(FindingId, Option<String>)> =
+                found.map(|it| (it.id, it.command)).collect();
+            all
+        };
+        let typed = |command: &str| Some(command.to_owned());
+        // Nobody knows the unit, or how to get to the server.
+        assert_eq!(
+            commands(&facts),
+            [
+                (
+                    FindingId::FewerTasksThanConnections,
+                    typed("sysctl kernel.threads-max=180")
+                ),
+                (FindingId::PostmasterKillable, None),
+                (
+                    FindingId::KernelDiffersFromFiles,
+                    typed("sysctl kernel.threads-max=9000")
+                ),
+                (FindingId::WorkMemExceedsMemory, None),
+            ]
+        );
+        facts.headroom.host.unit = typed("pg.service");
+        facts.headroom.access.user = typed("postgres");
+        facts.headroom.access.port = Some(5432);
+        facts.headroom.access.socket_dir = typed("/run/postgresql");
+        let known = commands(&facts);
+        let drop_in = known[1].1.as_ref().unwrap();
+        assert!(drop_in.contains("pg.service.d") && drop_in.contains("OOMScoreAdjust=-900"));
+        assert_eq!(
+            known[3].1,
+            typed(
+                "runuser -u postgres -- psql -h /run/postgresql -p 5432 -d postgres -c \"ALTER SYSTEM SET work_mem = '20MB'\" -c 'select pg_reload_conf()'"
+            )
         );
     }
 

@@ -63,7 +63,7 @@ fn a_server_that_is_slowed_down() {
     let summary = &report.servers[0].summary;
     assert!(
         summary.starts_with(
-            "MemoryHigh slows the server down now: 80 MiB of 80 MiB taken in pg.service. "
+            "MemoryHigh in pg.service slows the server down now: 80 MiB of 80 MiB taken. "
         ),
         "{summary}"
     );

@@ -65,5 +65,6 @@ fn a_container_without_a_user_namespace_shares_the_hosts_count() {
         (99, Some(100), Some(1))
     );
     assert_eq!(row(&found, Limit::RlimitNproc).used, 2);
-    assert!(found.summary.contains("docker update"), "{}", found.summary);
+    let typed = found.make_room.unwrap_or_default();
+    assert!(typed.contains("docker update"), "{typed}");
 }

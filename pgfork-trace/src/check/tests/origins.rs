@@ -58,6 +58,7 @@ fn where_limits_were_set_and_what_contradicts() {
             FindingId::KernelDiffersFromFiles,
             FindingId::KernelDiffersFromFiles,
             FindingId::SettingsNewerThanServer,
+            FindingId::SharedMemoryNotFilled,
             FindingId::LimitsConfNotApplied,
         ],
         "{:#?}",

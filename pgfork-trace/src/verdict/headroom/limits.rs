@@ -5,7 +5,7 @@ use super::super::{
     overcommit::{self, STRICT},
     remedy,
 };
-use super::{Effect, HeadroomFacts, Limit, Place, Row, Unit, remedies};
+use super::{Effect, HeadroomFacts, Limit, Place, Row, Unit, Written, remedies};
 use crate::output::units;
 
 /// `PROC_USER_INIT_INO` (include/linux/proc_ns.h).
@@ -295,7 +295,18 @@ fn slots(facts: &HeadroomFacts) -> Option<Row> {
             slots.max, slots.reserved
         ));
     }
-    row.remedy = remedies::slots(facts, slots.max);
+    row.notes.extend(match &facts.max_connections {
+        Written::InForce => None,
+        Written::Pending { written, .. } => Some(format!(
+            "{written}, {} in force until the server is restarted",
+            slots.max
+        )),
+        Written::Unsure { file, why } => Some(format!(
+            "{} may not be in force: {file} was changed after the server started; {why}",
+            slots.max
+        )),
+    });
+    row.remedy = remedies::slots(facts, &slots);
     Some(counted(
         row,
         slots.used,

@@ -42,7 +42,6 @@ fn place(level: &MemoryLevel, ancestor: usize, file: &str) -> Place {
 /// and refuses only when nothing can be killed.
 fn max(facts: &HeadroomFacts, ancestor: usize, level: &MemoryLevel) -> Option<Row> {
     let usage = level.fact.usage?;
-    let max = level.fact.limit?;
     let (limit, effect) = if level.fact.oom_kill_disable == Some(true) {
         (Limit::MemcgOomKillDisabled, Effect::RefusesEnomem)
     } else if level.killable == Some(false) {
@@ -53,6 +52,10 @@ fn max(facts: &HeadroomFacts, ancestor: usize, level: &MemoryLevel) -> Option<Ro
     let place = place(level, ancestor, level.fact.limit_file());
     let mut row = Row::new(limit, place, effect, Unit::Bytes);
     row.used = usage.saturating_sub(level.reclaimable);
+    let Some(max) = level.fact.limit else {
+        // On v1 the root has the file, too, but can have no limit.
+        return (level.fact.group.path != "/").then_some(row);
+    };
     row.max = Some(max);
     let (swap, swap_note) = swap(facts, level);
     let room = max.saturating_sub(row.used).saturating_add(swap);

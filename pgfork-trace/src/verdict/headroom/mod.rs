@@ -11,6 +11,7 @@ mod remedies;
 mod tests;
 
 pub use next::{NextLimit, next};
+pub(in crate::verdict) use remedies::{restart, sql};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -255,6 +256,8 @@ pub struct MemoryLevel {
     pub reclaimable: u64,
     /// Part of it that may be taken back as well: file pages in use, of programs for one.
     pub cache_in_use: u64,
+    /// Shared memory and tmpfs in what is in use, bytes.
+    pub shmem: Option<u64>,
     /// `memory.high`, bytes.
     pub high: Option<u64>,
     /// v2: what is left under `memory.swap.max`, bytes; absent: no limit.
@@ -303,6 +306,59 @@ pub struct Slots {
     pub max: u64,
     /// Of these, kept for superusers and for roles that may use reserved ones.
     pub reserved: u64,
+    /// max_connections is given where the server is started, which comes before all files.
+    pub on_command_line: bool,
+}
+
+/// Whether what the files say is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Written {
+    /// As far as anybody can tell.
+    #[default]
+    InForce,
+    /// They say another number, from the next restart on.
+    Pending {
+        /// That.
+        number: u64,
+        /// And where: `500 in postgresql.auto.conf:3`.
+        written: String,
+    },
+    /// Perhaps not.
+    Unsure {
+        /// Changed after the server started.
+        file: String,
+        /// Why it is not known what the server was started with.
+        why: String,
+    },
+}
+
+impl Written {
+    /// The number after the next restart, where that is known to be another.
+    pub(super) fn pending(&self) -> Option<u64> {
+        match self {
+            Self::Pending { number, .. } => Some(*number),
+            Self::InForce | Self::Unsure { .. } => None,
+        }
+    }
+}
+
+/// How a command gets to the server, as far as that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Owner of its processes.
+    pub uid: u32,
+    /// Name of that user on this host.
+    pub user: Option<String>,
+    /// Directory of its Unix socket, as the server sees it.
+    pub socket_dir: Option<String>,
+    /// TCP port, also in the name of that socket.
+    pub port: Option<u16>,
+    /// Directory of its programs, as the server sees it.
+    pub programs: Option<String>,
+    /// Data directory, as the server sees it.
+    pub data_dir: String,
+    /// It sees other files than this program does.
+    pub elsewhere: bool,
 }
 
 /// Everything that the rows are computed from. Absent means: could not be read.
@@ -310,12 +366,14 @@ pub struct Slots {
 pub struct HeadroomFacts {
     /// The host and the postmaster, as for a verdict. `memory.committed_as` without this program.
     pub host: Facts,
-    /// TCP port of the server.
-    pub port: Option<u16>,
+    /// How a command gets to the server.
+    pub access: Access,
     /// Kernel version, for what cannot be told otherwise.
     pub kernel: (u32, u32),
     /// `SwapFree`, bytes.
     pub swap_free: Option<u64>,
+    /// Shared memory and tmpfs in use on the host, bytes.
+    pub shmem: Option<u64>,
     /// Address space of the postmaster, in pages.
     pub total_vm_pages: Option<u64>,
     /// The postmaster has CAP_SYS_ADMIN on the host.
@@ -340,6 +398,8 @@ pub struct HeadroomFacts {
     pub pid_namespace_alive: Option<bool>,
     /// Connection slots.
     pub slots: Option<Slots>,
+    /// What the files say of max_connections.
+    pub max_connections: Written,
 }
 
 /// One row for each limit: what refuses first comes first, limits that backends cannot reach last.

@@ -7,7 +7,7 @@ use super::super::{
         quoted, raised,
     },
 };
-use super::{HeadroomFacts, Limit, MemoryLevel};
+use super::{HeadroomFacts, Limit, MemoryLevel, Slots};
 
 /// Most that kernel.pid_max can be (`PID_MAX_LIMIT`, include/linux/threads.h, 64 bit).
 const PID_MAX_LIMIT: u64 = 4 << 20;
@@ -83,43 +83,106 @@ pub(super) fn lasting(remedies: &mut Vec<Remedy>) {
     }
 }
 
+/// Most slots that there can be (`MAX_BACKENDS`, src/include/postmaster/postmaster.h, PostgreSQL 10
+/// to 18).
+const MAX_BACKENDS: u64 = 0x3_ffff;
+
 /// Ends what is idle; a superuser has slots of his own to do it from.
-fn end_idle(port: Option<u16>) -> Remedy {
+fn end_idle(facts: &HeadroomFacts) -> Remedy {
+    const IDLE: &str = "select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle' and state_change < now() - interval '10 min'";
     Remedy {
-        change: Change::Command(format!(
-            "psql {}-U postgres -c \"select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle' and state_change < now() - interval '10 min'\"",
-            to(port)
-        )),
+        change: match sql(facts, &format!("\"{IDLE}\"")) {
+            Some(command) => Change::Command(command),
+            None => Change::Action(format!("as a superuser of this server: {IDLE}")),
+        },
         effect: "ends connections that were idle for 10 min; a pooler in front keeps them away"
             .to_owned(),
         immediate: true,
     }
 }
 
-fn to(port: Option<u16>) -> String {
-    port.map_or_else(String::new, |port| format!("-p {port} "))
+/// A command that hands quoted SQL to this server and no other, as its own user: whom its
+/// pg_hba.conf lets in through its socket.
+pub(in super::super) fn sql(facts: &HeadroomFacts, quoted_sql: &str) -> Option<String> {
+    let access = &facts.access;
+    let (socket_dir, port) = (access.socket_dir.as_ref()?, access.port?);
+    Some(format!(
+        "{} -h {} -p {port} -d postgres -c {quoted_sql}",
+        as_owner(facts, "psql")?,
+        quoted(socket_dir)
+    ))
 }
 
-pub(super) fn slots(facts: &HeadroomFacts, max: u64) -> Vec<Remedy> {
-    let restart = match &facts.host.unit {
-        Some(unit) => format!("systemctl restart {}", quoted(unit)),
-        None => format!(
-            "pg_ctl -D \"$(readlink /proc/{}/cwd)\" restart",
-            facts.host.pid
+/// A program of the server's, run as the server's user and among its files.
+fn as_owner(facts: &HeadroomFacts, program: &str) -> Option<String> {
+    let access = &facts.access;
+    let path = |directory: &String| quoted(&format!("{directory}/{program}"));
+    if access.elsewhere {
+        let program = access.programs.as_ref().map(path)?;
+        return Some(format!(
+            "nsenter -t {} -m -p -S {} -- {program}",
+            facts.host.pid, access.uid
+        ));
+    }
+    let program = match program {
+        "psql" => program.to_owned(),
+        _ => access.programs.as_ref().map(path)?,
+    };
+    Some(format!(
+        "runuser -u {} -- {program}",
+        quoted(access.user.as_ref()?)
+    ))
+}
+
+/// A command that restarts the server, where one is known.
+pub(in super::super) fn restart(facts: &HeadroomFacts) -> Option<String> {
+    if let Some(unit) = &facts.host.unit {
+        return Some(format!("systemctl restart {}", quoted(unit)));
+    }
+    // In a container the server is what the container ends with.
+    let here = !facts.access.elsewhere;
+    let pg_ctl = here.then(|| as_owner(facts, "pg_ctl")).flatten()?;
+    Some(format!(
+        "{pg_ctl} -D {} restart",
+        quoted(&facts.access.data_dir)
+    ))
+}
+
+pub(super) fn slots(facts: &HeadroomFacts, slots: &Slots) -> Vec<Remedy> {
+    // Not less than what the files say already.
+    let wanted = raised(slots.max).max(facts.max_connections.pending().unwrap_or(0));
+    let setting = format!("max_connections = {}", wanted.min(MAX_BACKENDS));
+    let alter = match slots.on_command_line {
+        true => None,
+        false => sql(facts, &format!("'ALTER SYSTEM SET {setting}'")),
+    };
+    let (change, when) = match (alter, restart(facts)) {
+        (Some(alter), Some(restart)) => (Change::Command(format!("{alter} && {restart}")), ""),
+        (Some(alter), None) => (
+            Change::Command(alter),
+            " once the server (or its container) is restarted",
+        ),
+        (None, _) if slots.on_command_line => (
+            Change::Action(format!(
+                "give {setting} where the server is started, and restart it: it is on its command line, which comes before all files"
+            )),
+            "",
+        ),
+        (None, _) => (
+            Change::Action(format!(
+                "as a superuser of this server: ALTER SYSTEM SET {setting}; then restart it"
+            )),
+            "",
         ),
     };
-    vec![
-        end_idle(facts.port),
-        Remedy {
-            change: Change::Command(format!(
-                "psql {}-U postgres -c 'ALTER SYSTEM SET max_connections = {}' && {restart}",
-                to(facts.port),
-                raised(max)
-            )),
-            effect: "more slots; see that the other limits allow as many processes".to_owned(),
-            immediate: false,
-        },
-    ]
+    let more = Remedy {
+        change,
+        effect: format!("more slots{when}; see that the other limits allow as many processes"),
+        immediate: false,
+    };
+    let mut remedies = vec![end_idle(facts)];
+    remedies.extend((slots.max < MAX_BACKENDS).then_some(more));
+    remedies
 }
 
 /// More memory before the cgroup is slowed down.
@@ -167,7 +230,7 @@ pub(super) fn host_memory(facts: &HeadroomFacts, backend: Option<u64>) -> Vec<Re
         .div_ceil(1024 * MIB)
         .max(1);
     vec![
-        end_idle(facts.port),
+        end_idle(facts),
         Remedy {
             change: Change::Command(format!(
                 "fallocate -l {gib}G /swapfile && chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile"

@@ -2,6 +2,7 @@
 
 use super::super::{CgroupFact, MemoryFacts, OvercommitSettings};
 use super::*;
+use crate::verdict::Change;
 
 const MIB: u64 = 1 << 20;
 
@@ -150,11 +151,105 @@ fn strict_overcommit_keeps_both_reserves() {
     );
 }
 
+/// A server whose socket and owner are known.
+fn access() -> Access {
+    Access {
+        uid: 26,
+        user: Some("postgres".to_owned()),
+        socket_dir: Some("/run/my pg".to_owned()),
+        port: Some(5433),
+        programs: Some("/usr/lib/postgresql/15/bin".to_owned()),
+        data_dir: "/data".to_owned(),
+        elsewhere: false,
+    }
+}
+
+/// Commands go to this server, as its own user, or there is none.
+#[test]
+fn commands_for_slots_reach_the_server_they_are_for() {
+    let mut facts = facts();
+    facts.host.pid = 700;
+    facts.access = access();
+    let slots = |max, on_command_line| Slots {
+        used: 6,
+        max,
+        reserved: 3,
+        on_command_line,
+    };
+    let typed = |facts: &HeadroomFacts| {
+        let rows = headroom(facts);
+        let row = rows.iter().find(|row| row.limit == Limit::MaxConnections);
+        let remedies = row.unwrap().remedy.iter();
+        let all: Vec<(bool, String)> = remedies
+            .map(|it| {
+                (
+                    matches!(it.change, Change::Command(_)),
+                    it.change.to_string(),
+                )
+            })
+            .collect();
+        all
+    };
+    facts.slots = Some(slots(100, false));
+    let here = typed(&facts);
+    let psql = "runuser -u postgres -- psql -h '/run/my pg' -p 5433 -d postgres -c ";
+    assert!(here[0].1.starts_with(psql), "{here:?}");
+    assert_eq!(
+        here[1],
+        (
+            true,
+            format!(
+                "{psql}'ALTER SYSTEM SET max_connections = 150' && runuser -u postgres -- /usr/lib/postgresql/15/bin/pg_ctl -D /data restart"
+            )
+        )
+    );
+    facts.access.elsewhere = true;
+    let inside = typed(&facts);
+    assert!(
+        inside[0].1.starts_with(
+            "nsenter -t 700 -m -p -S 26 -- /usr/lib/postgresql/15/bin/psql -h '/run/my pg' -p 5433 "
+        ),
+        "{inside:?}"
+    );
+    // Its container is what has to be restarted.
+    assert!(
+        inside[1].1.ends_with("max_connections = 150'"),
+        "{inside:?}"
+    );
+    // Whose it is, or where, is not known: nothing that may reach another one.
+    for unknown in [
+        Access {
+            port: None,
+            ..access()
+        },
+        Access {
+            socket_dir: None,
+            ..access()
+        },
+        Access {
+            user: None,
+            ..access()
+        },
+    ] {
+        facts.access = unknown;
+        let nowhere = typed(&facts);
+        assert!(nowhere.iter().all(|(command, _)| !command), "{nowhere:?}");
+    }
+    facts.access = access();
+    facts.slots = Some(slots(100, true));
+    let started_so = &typed(&facts)[1];
+    assert!(!started_so.0 && started_so.1.contains("its command line"));
+    facts.slots = Some(slots(200_000, false));
+    assert!(typed(&facts)[1].1.contains("max_connections = 262143'"));
+    facts.slots = Some(slots(262_143, false));
+    assert_eq!(typed(&facts).len(), 1);
+}
+
 /// Whatever has a limit has something to type, and no sysctl is for this boot alone.
 #[test]
 fn every_limit_has_a_command() {
     let mut facts = strict(facts());
-    facts.port = Some(5433);
+    facts.access = access();
     facts.host.threads = Some((100, 105));
     facts.numbers = Some(PidNumbers {
         taken: 10,
@@ -174,6 +269,7 @@ fn every_limit_has_a_command() {
         used: 6,
         max: 100,
         reserved: 3,
+        on_command_line: false,
     });
     facts.kernel = (5, 10);
     let mut group = CgroupFact::default();
@@ -214,12 +310,11 @@ fn every_limit_has_a_command() {
         first(Limit::MemcgKmemLimitV1),
         "echo -1 > '/sys/fs/cgroup/memory/a b/memory.kmem.limit_in_bytes'"
     );
-    assert!(first(Limit::MaxConnections).starts_with("psql -p 5433 -U postgres -c \"select "));
+    assert!(first(Limit::MaxConnections).starts_with(
+        "runuser -u postgres -- psql -h '/run/my pg' -p 5433 -d postgres -c \"select "
+    ));
     let restart = &row(&facts, Limit::MaxConnections).remedy[1].change;
-    assert!(
-        restart.ends_with("= 150' && pg_ctl -D \"$(readlink /proc/700/cwd)\" restart"),
-        "{restart}"
-    );
+    assert!(restart.ends_with("/pg_ctl -D /data restart"), "{restart}");
     facts.host.overcommit.as_mut().unwrap().mode = 0;
     facts.largest_charge = Some(4096 * MIB);
     assert_eq!(
@@ -287,6 +382,14 @@ fn memory_limits_drop_caches_first_and_say_who_dies() {
     );
     facts.kernel = (5, 10);
     assert_eq!(row(&facts, Limit::MemcgKmemLimitV1).backends, Some(4));
+    // Without a limit it is named, but refuses nothing.
+    let mut endless = facts.clone();
+    endless.memory[0].fact.limit = None;
+    let named = row(&endless, Limit::MemcgNoVictim);
+    assert_eq!((named.max, named.room, named.backends), (None, None, None));
+    "/".clone_into(&mut endless.memory[0].fact.group.path);
+    let rows = headroom(&endless);
+    assert!(rows.iter().all(|row| row.limit != Limit::MemcgNoVictim));
     facts.memory[0].swap_room = Some(3 * MIB);
     facts.swap_free = Some(MIB);
     assert_eq!(row(&facts, Limit::MemcgNoVictim).room, Some(31 * MIB));
@@ -356,6 +459,7 @@ fn slots_and_what_counts_as_near() {
         used: 6,
         max: 100,
         reserved: 3,
+        on_command_line: false,
     });
     let found = row(&facts, Limit::MaxConnections);
     assert_eq!((found.max, found.backends), (Some(97), Some(91)));
@@ -410,6 +514,7 @@ fn absurd_numbers_do_not_overflow() {
         used: u64::MAX,
         max: 0,
         reserved: u64::MAX,
+        on_command_line: false,
     });
     assert!(!headroom(&facts).is_empty());
     assert!(
