@@ -35,6 +35,19 @@ pub(super) fn more_tasks(facts: &FindingFacts, row: &Row) -> Option<String> {
             "systemctl set-property {} TasksMax={tasks}",
             quoted(unit)
         )),
+        (
+            Limit::PidsCgroupMax,
+            Place::Cgroup {
+                path,
+                container: None,
+                ..
+            },
+        ) => {
+            let mut groups = facts.headroom.host.cgroups.iter();
+            let group = groups.find(|group| group.path == *path)?;
+            let file = format!("{}/pids.max", group.directory);
+            Some(format!("echo {tasks} > {}", quoted(&file)))
+        }
         (Limit::RlimitNproc, _) => {
             let host = &facts.headroom.host;
             Some(prlimit(host.pid, "nproc", tasks, host.hard_limits.nproc))
