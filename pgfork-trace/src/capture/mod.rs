@@ -280,10 +280,12 @@ impl Capture {
         self.lost_events.get(&0, 0).unwrap_or(0)
     }
 
-    /// Whether what refuses in strict overcommit may be watched and is not.
+    /// Whether what refuses in strict overcommit may be watched and is not. While the checks on hot
+    /// paths are, it is among them or has just been refused.
     #[must_use]
     pub fn lacks_strict(&self) -> bool {
         self.coverage.method != Method::Tracepoint
+            && self.armed.is_none()
             && Check::ALL
                 .into_iter()
                 .any(|check| is_strict(check) && !self.coverage.sees(check))
@@ -395,6 +397,9 @@ impl Capture {
         }
         let coverage = &mut self.coverage;
         coverage.hooked.extend(hooks.iter().map(|hook| hook.check));
+        // Refused before, and taken now.
+        let taken = |check| hooks.iter().any(|hook| hook.check == check);
+        coverage.not_seen.retain(|(check, _)| !taken(*check));
         let not_offered = self
             .plan
             .not_seen

@@ -161,10 +161,6 @@ fn reset_on_fork(tid: Pid) -> Option<bool> {
     (result == 0).then_some(attr.sched_flags & RESET_ON_FORK != 0)
 }
 
-#[cfg(test)]
-#[path = "states_tests.rs"]
-mod tests;
-
 /// Whether the whole address space is known to be no larger than RAM and swap, so that no mapping
 /// of it is: they are then not looked at.
 fn fits_in_all(attempt: &Attempt, facts: &Facts) -> bool {
@@ -172,3 +168,7 @@ fn fits_in_all(attempt: &Attempt, facts: &Facts) -> bool {
     let all = |memory: MemoryFacts| memory.mem_total.saturating_add(memory.swap_total);
     attempt.valid & valid::MM != 0 && facts.memory.is_some_and(|it| size <= all(it))
 }
+
+#[cfg(test)]
+#[path = "states_tests.rs"]
+mod tests;

@@ -56,7 +56,7 @@ impl Trace<'_> {
         {
             return Ok(());
         }
-        let strict = "vm.overcommit_memory was set to 2 while watching";
+        let strict = "vm.overcommit_memory is 2 now";
         let notice = match self.capture.watch_strict() {
             Ok(probes) => Notice::line(
                 "strict_watched",
