@@ -115,8 +115,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<usize> {
         .collect();
     let arms =
         (names.is_empty() || names.iter().any(|name| name == "armed_and_back")) && !memory_is_v1();
+    let runs: Vec<runs::Run> = runs::ALL
+        .iter()
+        .filter(|(run, _)| names.is_empty() || names.iter().any(|name| name == run))
+        .copied()
+        .collect();
     ensure!(
-        arms || !chosen.is_empty(),
+        arms || !chosen.is_empty() || !runs.is_empty(),
         "no such fixture here: {names:?}"
     );
     let methods: Vec<&str> = methods.split(',').collect();
@@ -124,11 +129,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<usize> {
     // Beside the cases of each method: what the verifier says, and whether all is accounted for.
     // Held to what bpftool says of it, outside.
     fs::copy("/sys/kernel/btf/vmlinux", "/out/vmlinux").context("the kernel's types")?;
-    let runs: Vec<runs::Run> = runs::ALL
-        .iter()
-        .filter(|(run, _)| names.is_empty() || names.iter().any(|name| name == run))
-        .copied()
-        .collect();
     let armings = methods.iter().filter(|method| arming(method)).count();
     let by_each = if chosen.is_empty() {
         0
