@@ -199,8 +199,14 @@ pub(crate) fn run(names: &[String]) -> Result<usize> {
 
 /// In its memory cgroup.
 fn restart(server: &mut Server) -> Result<()> {
-    fs::write(memory_cgroup()?.join("cgroup.procs"), "0")?;
-    let restarted = server.restart();
+    let members = memory_cgroup()?.join("cgroup.procs");
+    // What met a limit in there may still ask for somebody to kill.
+    server.end()?;
+    wait_for("the server's cgroup is empty", || {
+        fs::read_to_string(&members).ok()?.is_empty().then_some(())
+    })?;
+    fs::write(&members, "0")?;
+    let restarted = server.start_again();
     let _ = fs::write(root_of("memory").join("cgroup.procs"), "0");
     restarted
 }

@@ -151,12 +151,17 @@ impl Server {
 
     /// Stops it at once and starts it anew, outside of every test cgroup.
     pub(crate) fn restart(&mut self) -> Result<()> {
+        self.end()?;
+        self.start_again()
+    }
+
+    /// Stops it at once, where a scenario or the OOM killer has not ended it yet.
+    pub(crate) fn end(&self) -> Result<()> {
         let stopped = self.pg_ctl(&["-w", "-m", "immediate", "stop"]);
         if Path::new(&format!("/proc/{}", self.pid)).exists() {
             stopped?;
         }
-        // Else a scenario or the OOM killer had ended it. Its last children may be there still.
-        wait_for("the server starts again", || self.launch().ok())
+        Ok(())
     }
 
     /// Starts it after its postmaster was killed, when the rest of it has ended.
