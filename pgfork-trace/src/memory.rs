@@ -143,7 +143,11 @@ unsafe impl GlobalAlloc for Spare {
 
 /// Looks whether memory is tight: strict overcommit, or a small memory cgroup.
 /// What cannot be read is taken as ample; the region still stands by.
+///
+/// Huge pages are not wanted either way: they make 2 MiB resident of what is used in part.
 pub fn prepare(allocator: &Spare) {
+    // SAFETY: a setting of this process, which it keeps to itself. Where it is refused, no harm is done.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
     if is_strict() || is_confined() {
         allocator.spare_large_blocks();
     }

@@ -16,7 +16,7 @@ use std::{
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
-const HEADER_LEN: usize = 24;
+pub(crate) const HEADER_LEN: usize = 24;
 const CHUNK: usize = 64 * 1024;
 /// The position of every n-th type is kept.
 const INDEX_STEP: u32 = 32;

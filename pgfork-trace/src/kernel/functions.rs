@@ -8,8 +8,8 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::btf::{
-    Btf, BtfError, KIND_ENUM, KIND_ENUM64, KIND_FUNC, KIND_FUNC_PROTO, KIND_FWD, KIND_INT,
-    KIND_PTR, KIND_STRUCT, KIND_UNION,
+    Btf, BtfError, HEADER_LEN, KIND_ENUM, KIND_ENUM64, KIND_FUNC, KIND_FUNC_PROTO, KIND_FWD,
+    KIND_INT, KIND_PTR, KIND_STRUCT, KIND_UNION,
 };
 
 /// A parameter or result, as far as hooks care.
@@ -104,55 +104,56 @@ impl Btf {
     }
 }
 
+/// Bytes of the fixed part of a type (`struct btf_type`, include/uapi/linux/btf.h); a function has no
+/// other.
+const TYPE_LENGTH: usize = 12;
+
 /// BTF with the ids of the given functions and nothing else: a loader that looks
 /// functions up by name finds the running kernel's ids in it, at a tenth of
-/// the memory that the kernel's own BTF takes to parse.
+/// the memory that the kernel's own BTF takes to parse. All other ids are of no kind (0), which
+/// aya-obj 0.3 takes for a type without a tail: pages of zeros that are never written take no memory.
 #[must_use]
 pub fn skeleton(functions: &BTreeMap<u32, String>) -> Vec<u8> {
-    // An anonymous float of 8 bytes: the smallest valid type, without a tail.
-    const FILLER: [u32; 3] = [0, 16 << 24, 8];
-    let last = functions.keys().next_back().copied().unwrap_or(0);
-    let types_length = last.saturating_mul(12);
-    let names = functions.values();
-    let strings_length: usize = 1 + names.map(|name| name.len() + 1).sum::<usize>();
-    let strings_length = u32::try_from(strings_length).unwrap_or(0);
-    // Megabytes: at once, and not by doubling.
-    let mut file = Vec::with_capacity((24 + types_length + strings_length) as usize);
-    file.extend(0xeb9f_u16.to_ne_bytes());
-    file.extend([1, 0]);
-    for length in [24, 0, types_length, types_length, strings_length] {
-        file.extend(length.to_ne_bytes());
+    let word = |number: usize| u32::try_from(number).unwrap_or(0).to_ne_bytes();
+    let types = last_id(functions) * TYPE_LENGTH;
+    let strings = 1 + functions.values().map(|name| name.len() + 1).sum::<usize>();
+    let mut file = vec![0; HEADER_LEN + types + strings];
+    // Magic and version 1.
+    file[..2].copy_from_slice(&0xeb9f_u16.to_ne_bytes());
+    file[2] = 1;
+    let lengths = [HEADER_LEN, 0, types, types, strings];
+    for (field, length) in file[4..].chunks_mut(4).zip(lengths) {
+        field.copy_from_slice(&word(length));
     }
-    let mut strings = vec![0u8];
-    for id in 1..=last {
-        let words = match functions.get(&id) {
-            Some(name) => {
-                let at = u32::try_from(strings.len()).unwrap_or(0);
-                strings.extend_from_slice(name.as_bytes());
-                strings.push(0);
-                // A static function; its prototype is not looked at.
-                [at, KIND_FUNC << 24, 1]
-            }
-            None => FILLER,
-        };
-        file.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+    let mut at = 1;
+    for (id, name) in functions {
+        let start = HEADER_LEN + (*id as usize - 1) * TYPE_LENGTH;
+        // A static function; its prototype is not looked at.
+        let words = [at, (KIND_FUNC << 24) as usize, 1];
+        for (field, number) in file[start..].chunks_mut(4).zip(words) {
+            field.copy_from_slice(&word(number));
+        }
+        let start = HEADER_LEN + types + at;
+        file[start..start + name.len()].copy_from_slice(name.as_bytes());
+        at += name.len() + 1;
     }
-    file.extend(strings);
     file
+}
+
+fn last_id(functions: &BTreeMap<u32, String>) -> usize {
+    functions.keys().next_back().map_or(0, |id| *id as usize)
 }
 
 /// Bytes that [`skeleton`] takes for these functions, and a loader to parse it: aya-obj 0.3 keeps
 /// 72 for each id, in a vector that grows by doubling.
 #[must_use]
 pub fn skeleton_cost(functions: &BTreeMap<u32, String>) -> usize {
-    let last = functions.keys().next_back().copied().unwrap_or(0) as usize;
-    last * 12 + (last + 1).next_power_of_two() * 72
+    let last = last_id(functions);
+    last * TYPE_LENGTH + (last + 1).next_power_of_two() * 72
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::kernel::btf::Wanted;
-
     use super::*;
 
     #[test]
@@ -161,18 +162,20 @@ mod tests {
             BTreeMap::from([(3, "copy_creds".to_owned()), (70, "alloc_pid".to_owned())]);
         let bytes = skeleton(&functions);
         aya::Btf::parse(&bytes, aya::Endianness::default()).unwrap();
-
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        let wanted = Wanted {
-            types: ["copy_creds", "alloc_pid", "absent"].into(),
-            members: [].into(),
-        };
-        let btf = Btf::open(file.path(), &wanted).unwrap();
-        for (id, name) in &functions {
-            let ids: Vec<u32> = btf.named(name, KIND_FUNC).map(|ty| ty.id).collect();
-            assert_eq!(ids, [*id]);
+        let word = |at: usize| u32::from_ne_bytes(*bytes[at..].first_chunk().unwrap()) as usize;
+        let (types, strings) = (HEADER_LEN + word(8), HEADER_LEN + word(16));
+        assert_eq!((word(12), word(16)), (70 * TYPE_LENGTH, 70 * TYPE_LENGTH));
+        assert_eq!(strings + word(20), bytes.len());
+        for id in 1..=70 {
+            let at = types + (id as usize - 1) * TYPE_LENGTH;
+            let Some(name) = functions.get(&id) else {
+                assert_eq!(bytes[at..at + TYPE_LENGTH], [0; TYPE_LENGTH], "{id}");
+                continue;
+            };
+            assert_eq!(word(at + 4), (KIND_FUNC << 24) as usize);
+            let shown = &bytes[strings + word(at)..];
+            assert!(shown.starts_with(format!("{name}\0").as_bytes()), "{id}");
         }
-        assert_eq!(btf.named("absent", KIND_FUNC).count(), 0);
+        assert_eq!(skeleton(&BTreeMap::new()).len(), HEADER_LEN + 1);
     }
 }
