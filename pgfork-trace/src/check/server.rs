@@ -164,7 +164,11 @@ impl<'h> Server<'h> {
         // An abstract one has no directory.
         let socket_dir = postmaster.lock_file.socket_dir.as_deref();
         let exe = postmaster.exe.as_ref();
+        let stderr = root.pid(postmaster.pid).join("fd/2");
+        let is_file = std::fs::metadata(&stderr).is_ok_and(|it| it.is_file());
+        let log = std::fs::read_link(stderr).ok().filter(|_| is_file);
         Access {
+            log: log.as_deref().and_then(shown),
             uid: postmaster.uid,
             user: users::by_uid(root, postmaster.uid).map(|user| user.name),
             socket_dir: socket_dir.filter(|dir| dir.is_absolute()).and_then(shown),

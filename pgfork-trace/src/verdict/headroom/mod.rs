@@ -357,6 +357,8 @@ pub struct Access {
     pub programs: Option<String>,
     /// Data directory, as the server sees it.
     pub data_dir: String,
+    /// The file that its standard error is, as the server sees it.
+    pub log: Option<String>,
     /// It sees other files than this program does.
     pub elsewhere: bool,
 }

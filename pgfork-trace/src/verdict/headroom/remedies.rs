@@ -142,8 +142,11 @@ pub(in super::super) fn restart(facts: &HeadroomFacts) -> Option<String> {
     // In a container the server is what the container ends with.
     let here = !facts.access.elsewhere;
     let pg_ctl = here.then(|| as_owner(facts, "pg_ctl")).flatten()?;
+    // Else it goes on writing to the terminal that this was typed on.
+    let log = facts.access.log.as_ref();
+    let log = log.map_or_else(String::new, |log| format!("-l {} ", quoted(log)));
     Some(format!(
-        "{pg_ctl} -D {} restart",
+        "{pg_ctl} -D {} {log}restart",
         quoted(&facts.access.data_dir)
     ))
 }

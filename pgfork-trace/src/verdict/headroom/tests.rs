@@ -160,6 +160,7 @@ fn access() -> Access {
         port: Some(5433),
         programs: Some("/usr/lib/postgresql/15/bin".to_owned()),
         data_dir: "/data".to_owned(),
+        log: Some("/data/log".to_owned()),
         elsewhere: false,
     }
 }
@@ -199,7 +200,7 @@ fn commands_for_slots_reach_the_server_they_are_for() {
         (
             true,
             format!(
-                "{psql}'ALTER SYSTEM SET max_connections = 150' && runuser -u postgres -- /usr/lib/postgresql/15/bin/pg_ctl -D /data restart"
+                "{psql}'ALTER SYSTEM SET max_connections = 150' && runuser -u postgres -- /usr/lib/postgresql/15/bin/pg_ctl -D /data -l /data/log restart"
             )
         )
     );
@@ -314,7 +315,10 @@ fn every_limit_has_a_command() {
         "runuser -u postgres -- psql -h '/run/my pg' -p 5433 -d postgres -c \"select "
     ));
     let restart = &row(&facts, Limit::MaxConnections).remedy[1].change;
-    assert!(restart.ends_with("/pg_ctl -D /data restart"), "{restart}");
+    assert!(
+        restart.ends_with("/pg_ctl -D /data -l /data/log restart"),
+        "{restart}"
+    );
     facts.host.overcommit.as_mut().unwrap().mode = 0;
     facts.largest_charge = Some(4096 * MIB);
     assert_eq!(
