@@ -2,6 +2,7 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -151,7 +152,8 @@ fn regular(path: &Path, limit: u64, follow: bool) -> io::Result<Vec<u8>> {
 }
 
 /// Opens a regular file whose path others chose; without `follow` its last name is no link.
-/// `Ok(None)` for anything else, which is not opened: opening a FIFO or a device may have effects.
+/// `Ok(None)` for anything else, which is not opened: opening a FIFO or a device may have effects, and
+/// reading /proc/kmsg or trace_pipe takes what is read away from others.
 pub(crate) fn open_regular(path: &Path, follow: bool) -> io::Result<Option<(File, Metadata)>> {
     let link = if follow { 0 } else { libc::O_NOFOLLOW };
     // Names it only (open(2), O_PATH).
@@ -160,7 +162,7 @@ pub(crate) fn open_regular(path: &Path, follow: bool) -> io::Result<Option<(File
     if metadata.is_symlink() {
         return Err(io::Error::from_raw_os_error(libc::ELOOP));
     }
-    if !metadata.is_file() {
+    if !metadata.is_file() || is_of_the_kernel(&named) {
         return Ok(None);
     }
     let again = format!("/proc/self/fd/{}", named.as_raw_fd());
@@ -174,6 +176,24 @@ pub(crate) fn open_regular(path: &Path, follow: bool) -> io::Result<Option<(File
     };
     let metadata = file.metadata()?;
     Ok(metadata.is_file().then_some((file, metadata)))
+}
+
+/// Whether its file system shows the kernel, and not what was stored. It need not be open for reading
+/// (open(2), O_PATH: fstatfs since 3.12).
+fn is_of_the_kernel(file: &File) -> bool {
+    const KINDS: [i64; 3] = [
+        libc::PROC_SUPER_MAGIC,
+        libc::DEBUGFS_MAGIC,
+        libc::TRACEFS_MAGIC,
+    ];
+    let mut said = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: a descriptor that is open, and room for the answer.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), said.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: the call has filled it.
+    let said = unsafe { said.assume_init() };
+    KINDS.contains(&said.f_type)
 }
 
 fn open(path: &Path, flags: i32) -> io::Result<File> {
@@ -332,5 +352,15 @@ mod tests {
         }
         drop(done);
         writer.join().unwrap();
+    }
+
+    /// Some of them give what they say once only.
+    #[test]
+    fn files_of_the_kernel_are_not_what_others_stored() {
+        let kernel = Path::new("/proc/self/status");
+        assert!(kernel.metadata().unwrap().is_file());
+        assert!(open_regular(kernel, true).unwrap().is_none());
+        let stored = Path::new("/proc/self/exe");
+        assert!(open_regular(stored, true).unwrap().is_some());
     }
 }
